@@ -1,0 +1,100 @@
+"""What a caller may ask of a graph: how it runs, and what happens after the loss of a host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cgexec.settings import (
+    FROM_CONFIG,
+    FROM_POLICY,
+    SOURCES,
+    check_count,
+    check_duration,
+    check_flag,
+    check_wait,
+)
+from cgexec.topology import HostInfo
+
+Transport = Literal["ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """How a graph runs. None means Ray's own setting (``cgexec.settings``); times are in seconds and take fractions.
+
+    Attributes:
+        submit_timeout_s: how long ``submit`` waits for room. -1 for ever, 0 not at all.
+        get_timeout_s: how long a wait for an outcome lasts. -1 for ever, 0 looks once.
+        teardown_timeout_s: how long an actor may take to leave the graph before it counts as stuck and is killed.
+        build_timeout_s: how long preparing the actors and compiling may take, the constructors of the actors included.
+        max_inflight: how many executions may be sent and not yet settled.
+        buffer_size_bytes: the first size of each of Ray's shared-memory buffers; they grow by themselves.
+        read_iteration_timeout_s: while several outputs are awaited, each is looked at for this long in turn.
+        max_buffered_results: handed to Ray; cgexec keeps no results on Ray's side.
+        overlap_gpu_communication: handed to Ray.
+        fail_fast: whether the first application error settles an execution while other outputs are outstanding.
+        transport: how values travel. "ray": Ray's own channels.
+
+    Raises:
+        ValueError: names the setting, its value, and what is expected.
+    """
+
+    submit_timeout_s: float | None = None
+    get_timeout_s: float | None = None
+    teardown_timeout_s: float | None = None
+    build_timeout_s: float = 60.0
+    max_inflight: int | None = None
+    buffer_size_bytes: int | None = None
+    read_iteration_timeout_s: float | None = None
+    max_buffered_results: int | None = None
+    overlap_gpu_communication: bool | None = None
+    fail_fast: bool = True
+    transport: Transport = "ray"
+
+    def __post_init__(self) -> None:
+        for source in SOURCES:
+            value = getattr(self, source.name)
+            if value is not None:
+                source.check(source.name, value, FROM_CONFIG)
+        check_duration("build_timeout_s", self.build_timeout_s, FROM_CONFIG)
+        check_flag("fail_fast", self.fail_fast, FROM_CONFIG)
+        if self.transport != "ray":
+            raise ValueError(f"transport={self.transport!r} (from {FROM_CONFIG}) is not usable: expected 'ray'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildPolicy:
+    """What happens after a system error. By default the graph shrinks to the survivors as often as it must.
+
+    Attributes:
+        min_hosts: with fewer hosts than this the graph fails instead of going on.
+        max_rebuilds: how many builds may be started after the first, over the graph's life; None for no limit.
+        replace: ``replace(host_info) -> actor handle`` is called once for each lost host; the new actor takes its
+            position and ``host_id``. What it raises fails the graph.
+        on_rebuild: ``on_rebuild(generation, infos, actors)`` runs after a new graph is built and before its first
+            execution, on a thread of its own: the place to restore state with ordinary calls on the actors. What it
+            raises fails the graph, unless a further host died meanwhile: then the rebuild starts over.
+        hook_timeout_s: how long ``replace`` or ``on_rebuild`` may take before the graph fails.
+        probe_timeout_s: a host that does not answer an ordinary call within this time, after the graph broke, is lost.
+            An actor that is busy with an ordinary call does not answer: choose it longer than those take.
+        backoff_s: the pause before the second build of one rebuild; it doubles with each further one, to 5 seconds.
+    """
+
+    min_hosts: int = 1
+    max_rebuilds: int | None = None
+    replace: Callable[[HostInfo], Any] | None = None
+    on_rebuild: Callable[[int, Sequence[HostInfo], Sequence[Any]], object] | None = None
+    hook_timeout_s: float = 60.0
+    probe_timeout_s: float = 5.0
+    backoff_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_count("min_hosts", self.min_hosts, FROM_POLICY)
+        if self.max_rebuilds is not None and self.max_rebuilds != 0:
+            check_count("max_rebuilds", self.max_rebuilds, FROM_POLICY)
+        check_duration("hook_timeout_s", self.hook_timeout_s, FROM_POLICY)
+        check_duration("probe_timeout_s", self.probe_timeout_s, FROM_POLICY)
+        if check_wait("backoff_s", self.backoff_s, FROM_POLICY) < 0:
+            raise ValueError(f"backoff_s={self.backoff_s!r} (from {FROM_POLICY}) is not usable: expected 0 or more")

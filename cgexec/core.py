@@ -1,0 +1,451 @@
+"""The moving part of a graph: what is in flight, who reads, who writes, and what state it is in.
+
+::
+
+    submit ──encode──> send ──> in flight (oldest first) ──collect──> settled
+              │                    │                           │
+              └ unfit: JobFailed   └ generation broke: lost    └ by whoever waits: one reader at a time
+
+One lock guards everything; nothing that can block is called under it. Writers take turns. A thread that waits for an
+execution reads, if nobody else does, until its own has settled or its time has run out; then the next one reads on.
+Executions are read strictly in the order in which they were sent, and an output that was read stays with its execution:
+that is what keeps each answer with its own question, through any number of waits that ran out.
+
+When a generation breaks, the thread that notices only says so (``on_break``). The supervisor finds out why, calls
+``break_off`` to settle what was in flight, and later ``open`` or ``fail``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ray.exceptions import RayCgraphCapacityExceeded, RayChannelError, RayChannelTimeoutError
+
+from cgexec.classify import Verdict
+from cgexec.deadline import Deadline
+from cgexec.engine.protocol import Break, Engine, EngineBrokenError, Member, SendTimeoutError
+from cgexec.errors import GraphClosedError, GraphFailedError
+from cgexec.execution import Execution
+from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry, Lifecycle
+from cgexec.outcomes import failed_status, pending_status, status_of_break, status_of_output, status_of_outputs
+from cgexec.settings import FROM_CALL, Settings, check_wait
+from cgexec.status import JobFailed, JobStatus
+from cgexec.topology import HostInfo, LostHost
+
+LONGEST_WAIT_S = 0.1  # in one go, so that Ctrl-C and a closed graph are noticed
+FAIL_FAST_GRACE_S = 0.05  # after a first application error, for the other hosts' errors to be reported with it
+
+
+class GraphCore:
+    """The executions of one graph, over all its generations. Every method may be called from any thread."""
+
+    def __init__(
+        self, name: str, kind: str, settings: Settings, fail_fast: bool, on_break: Callable[[Engine, Exception], None]
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.settings = settings
+        self._fail_fast = fail_fast
+        self._on_break = on_break
+        self._changed = threading.Condition(threading.Lock())
+        self._writing = threading.Lock()
+        self._lifecycle = Lifecycle()
+        self._numbers = itertools.count()
+        self._engine: Engine | None = None
+        self._members: tuple[Member, ...] = ()
+        self._hosts: Mapping[int, HostInfo] = {}
+        self._lost_hosts: list[LostHost] = []
+        self._in_flight: deque[Execution] = deque()
+        self._reading = False
+        self._why: Break | None = None
+        self._failure: Exception | None = None
+
+    # -- what callers may look at --------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> GraphState:
+        return self._lifecycle.state
+
+    @property
+    def generation(self) -> int:
+        return self._lifecycle.generation
+
+    @property
+    def failure(self) -> Exception | None:
+        return self._failure
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return self._members
+
+    @property
+    def history(self) -> list[HistoryEntry]:
+        with self._changed:
+            return self._lifecycle.history
+
+    @property
+    def lost_hosts(self) -> list[LostHost]:
+        with self._changed:
+            return list(self._lost_hosts)
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def submit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
+        """Send one execution, waiting for room up to the submit timeout; raises GraphClosedError only."""
+        execution = Execution(self, self.name, self.kind, next(self._numbers))
+        deadline = Deadline.after(self.settings.submit_timeout_s.value)
+        if not self._writing.acquire(timeout=deadline.slice_s(threading.TIMEOUT_MAX)):
+            self._settle(execution, Verdict.ERROR, self._no_room())
+            return execution
+        try:
+            while execution.final is None and execution.attempts == 0:
+                engine = self._await_room(execution, deadline)
+                if engine is not None:
+                    self._send(engine, execution, args, kwargs, deadline)
+        finally:
+            self._writing.release()
+        return execution
+
+    def _no_room(self) -> RayCgraphCapacityExceeded:
+        submit_timeout_s = self.settings.submit_timeout_s.value
+        return RayCgraphCapacityExceeded(
+            f"no slot of graph {self.name!r} became free within the submit timeout ({submit_timeout_s:g} s): "
+            f"{len(self._in_flight)} executions are in flight; nothing was sent"
+        )
+
+    def _await_room(self, execution: Execution, deadline: Deadline) -> Engine | None:
+        """Return an engine with a free slot; or settle ``execution``, if there is none in time, and return None."""
+        with self._changed:
+            while True:
+                state = self._lifecycle.state
+                if state is GraphState.CLOSED:
+                    raise GraphClosedError(f"graph {self.name!r} is closed")
+                if state is GraphState.FAILED:
+                    error: Exception = self._failure or GraphFailedError(f"graph {self.name!r} has failed")
+                    self._refuse_locked(execution, error)
+                    return None
+                engine = self._usable_engine()
+                late = deadline.remaining_s() == 0
+                if engine is not None and (self._has_room() or (late and self._look(self._has_room))):
+                    return engine
+                if late:
+                    self._refuse_locked(execution, self._no_room() if engine else self._not_ready(state))
+                    return None
+                self._read_or_wait(deadline)
+
+    def _usable_engine(self) -> Engine | None:
+        engine = self._engine if self._lifecycle.state is GraphState.READY else None
+        return None if engine is None or engine.broken else engine
+
+    def _has_room(self) -> bool:
+        engine = self._usable_engine()
+        return engine is not None and len(self._in_flight) < engine.capacity
+
+    def _refuse_locked(self, execution: Execution, error: Exception) -> None:
+        """Settle an execution of which nothing was sent."""
+        self._settle_locked(execution, failed_status(execution.draft_info(), Verdict.ERROR, error))
+
+    def _not_ready(self, state: GraphState) -> RayChannelTimeoutError:
+        return RayChannelTimeoutError(
+            f"graph {self.name!r} is {state.value} and was not ready within the submit timeout "
+            f"({self.settings.submit_timeout_s.value:g} s); nothing was sent"
+        )
+
+    def _send(
+        self,
+        engine: Engine,
+        execution: Execution,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        deadline: Deadline,
+    ) -> None:
+        """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
+        try:
+            encoded = engine.encode(args, kwargs)
+        except Exception as error:  # noqa: BLE001 - the input is the caller's: anything can happen in its __reduce__
+            self._settle(execution, Verdict.FAILED, error)
+            return
+        try:
+            engine.send(encoded, -1 if deadline.wait_s() is None else deadline.remaining_s())
+        except SendTimeoutError as error:
+            self._settle(execution, Verdict.ERROR, RayChannelTimeoutError(f"{error}; nothing was sent"))
+            return
+        except EngineBrokenError as error:
+            self._on_break(engine, error.reason)
+            if not error.sent:
+                return
+        except BaseException as error:
+            # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted.
+            engine.broken = True
+            self._on_break(engine, RayChannelError(f"{type(error).__name__} interrupted a write"))
+            raise
+        with self._changed:
+            execution.attempts = 1
+            execution.spec = engine.spec
+            execution.received = [None] * len(engine.spec.outputs)
+            execution.hosts = self._hosts
+            execution.generation = self._lifecycle.generation
+            if engine is self._engine:
+                self._in_flight.append(execution)
+            else:  # the generation was broken off while this was being sent
+                self._lose_locked(execution)
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        if timeout_s is None:
+            return Deadline.after(self.settings.get_timeout_s.value)
+        return Deadline.after(check_wait("timeout_s", timeout_s, FROM_CALL))
+
+    def wait_status(self, execution: Execution, timeout_s: float | None) -> JobStatus:
+        """See ``Execution.status``."""
+        return self.wait_until(execution, self._deadline(timeout_s))
+
+    def wait_until(self, execution: Execution, deadline: Deadline) -> JobStatus:
+        """Return the outcome of ``execution``, or a pending JobError at the deadline."""
+        started = time.monotonic()
+        with self._changed:
+            self._read_until(lambda: execution.final is not None, deadline)
+            return execution.final or self._ran_out_locked(execution, time.monotonic() - started)
+
+    def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
+        """See ``Execution.outputs``."""
+        deadline, started = self._deadline(timeout_s), time.monotonic()
+        with self._changed:
+            arrived = self._read_until(lambda: execution.complete, deadline)
+            missing = (execution.loss or execution.final) if arrived else None
+            if missing is None:
+                missing = self._ran_out_locked(execution, time.monotonic() - started)
+            if execution.spec is None:
+                return [missing]
+            info = execution.info
+            return [
+                status_of_output(info, execution.spec, place, output, missing, execution.hosts)
+                for place, output in enumerate(execution.received)
+            ]
+
+    def look(self, execution: Execution) -> bool:
+        """See ``Execution.done``."""
+        with self._changed:
+            return self._look(lambda: execution.final is not None)
+
+    def wait_open(self, deadline: Deadline) -> None:
+        """Return when the graph is neither broken nor being rebuilt, or at the deadline."""
+        down = (GraphState.BROKEN, GraphState.REBUILDING)
+        with self._changed:
+            self._changed.wait_for(lambda: self._lifecycle.state not in down, deadline.wait_s())
+
+    def _ran_out_locked(self, execution: Execution, waited_s: float) -> JobStatus:
+        self._lifecycle.apply(GraphEvent.WAIT_RAN_OUT, time.monotonic(), f"execution {execution.number}")
+        missing = []
+        if execution.spec is not None and self._in_flight and self._in_flight[0] is execution:
+            pairs = zip(execution.spec.outputs, execution.received, strict=True)
+            missing = [f"{port.method}() of host {port.host_id}" for port, output in pairs if output is None]
+        ahead = next((n for n, other in enumerate(self._in_flight) if other is execution), 0)
+        waits_for = f"; waiting for {', '.join(missing)}" if missing else f"; {ahead} are ahead of it" if ahead else ""
+        return pending_status(
+            execution.draft_info(),
+            RayChannelTimeoutError(
+                f"execution {execution.number} of graph {self.name!r} has not settled after {waited_s:.3g} s"
+                f"{waits_for}; it goes on, and a later status() may have the outcome"
+            ),
+        )
+
+    # -- reading (the lock is held on entry and on return) -------------------------------------------------------------
+
+    def _read_until(self, settled: Callable[[], bool], deadline: Deadline) -> bool:
+        """Read, or wait for who does, until ``settled()`` or the deadline; a deadline that has passed looks once."""
+        while not settled():
+            if deadline.remaining_s() == 0:
+                return self._look(settled)
+            self._read_or_wait(deadline)
+        return True
+
+    def _look(self, settled: Callable[[], bool]) -> bool:
+        """Take what has arrived, without waiting, for as long as each look completes an execution."""
+        while not settled() and self._may_read():
+            head = self._in_flight[0]
+            self._read(0.0)
+            if not head.complete:
+                break
+        return settled()
+
+    def _may_read(self) -> bool:
+        return bool(self._in_flight) and not self._reading and self._engine is not None and not self._engine.broken
+
+    def _read_or_wait(self, deadline: Deadline) -> None:
+        """Read the oldest execution for a while, or wait for a change if it is not for this thread to read."""
+        if self._may_read():
+            self._read(deadline.slice_s(LONGEST_WAIT_S))
+        else:
+            self._changed.wait(deadline.wait_s())
+
+    def _read(self, timeout_s: float) -> None:
+        """Read outputs of the oldest execution, without the lock, and settle it if that is enough."""
+        engine, head = self._engine, self._in_flight[0]
+        if engine is None:
+            return
+        if head.error_seen_at is not None and head.final is None:
+            timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
+        self._reading = True
+        try:
+            with self._unlocked():
+                engine.collect(head.received, timeout_s)
+        except EngineBrokenError as error:
+            self._on_break(engine, error.reason)
+        except BaseException as error:
+            # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
+            engine.broken = True
+            self._on_break(engine, RayChannelError(f"{type(error).__name__} interrupted a read"))
+            raise
+        finally:
+            self._reading = False
+            self._advance(head)
+            self._changed.notify_all()
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        self._changed.release()
+        try:
+            yield
+        finally:
+            self._changed.acquire()
+
+    def _advance(self, head: Execution) -> None:
+        """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""
+        if head.complete:
+            return
+        complete = head.has_all()
+        if head.error_seen_at is None and head.has_error():
+            head.error_seen_at = time.monotonic()
+        overdue = head.error_seen_at is not None and time.monotonic() >= head.error_seen_at + FAIL_FAST_GRACE_S
+        if head.final is None and head.spec is not None and (complete or (self._fail_fast and overdue)):
+            self._settle_locked(head, status_of_outputs(head.draft_info(), head.spec, head.received, head.hosts))
+        if complete:
+            head.complete = True
+            self._in_flight.popleft()
+
+    # -- settling ----------------------------------------------------------------------------------------------------
+
+    def _settle(self, execution: Execution, verdict: Verdict, error: Exception) -> None:
+        with self._changed:
+            self._settle_locked(execution, failed_status(execution.draft_info(), verdict, error))
+
+    def _settle_locked(self, execution: Execution, status: JobStatus) -> None:
+        """Give ``execution`` its one outcome; a second one is ignored."""
+        if execution.final is not None:
+            return
+        execution.final = status
+        if execution.attempts == 0:
+            execution.complete = True
+        if isinstance(status, JobFailed):
+            detail = f"execution {execution.number}: {type(status.error).__name__}"
+            self._lifecycle.apply(GraphEvent.APPLICATION_ERROR, time.monotonic(), detail)
+        self._changed.notify_all()
+
+    def _lose_locked(self, execution: Execution) -> None:
+        """Settle an execution whose generation is gone; what had arrived of it stays."""
+        why = self._why or Break((), RayChannelError("the generation ended"))
+        execution.loss = status_of_break(execution.draft_info(), why, execution.hosts)
+        self._settle_locked(execution, execution.loss)
+        execution.complete = True
+
+    # -- what the supervisor and close() do --------------------------------------------------------------------------
+
+    def open(self, engine: Engine, members: Sequence[Member], lost: Sequence[LostHost]) -> bool:
+        """Let executions run on ``engine``; False if the graph was closed meanwhile, and ``engine`` is not taken."""
+        with self._changed:
+            self._lost_hosts += lost
+            if self._lifecycle.state is GraphState.CLOSED:
+                return False
+            self._members = tuple(members)
+            self._hosts = {member.info.host_id: member.info for member in members}
+            self._engine, self._why, self._failure = engine, None, None
+            names = ", ".join(str(member.info.host_id) for member in members)
+            self._lifecycle.apply(GraphEvent.BUILT, time.monotonic(), f"on host {names}")
+            self._changed.notify_all()
+            return True
+
+    def current_engine(self) -> Engine | None:
+        """Return the engine that executions run on now."""
+        return self._engine
+
+    def is_current(self, engine: Engine) -> bool:
+        """Return whether executions still run on ``engine``."""
+        return self._engine is engine
+
+    def break_off(self, engine: Engine, why: Break) -> None:
+        """Take ``engine`` away and settle what was in flight on it; it has broken, or is to be replaced."""
+        with self._changed:
+            if self._engine is not engine:
+                return
+            # A reader that is on its way out may be carrying an output that completes an execution.
+            self._changed.wait_for(lambda: not self._reading, 10 * LONGEST_WAIT_S)
+            self._engine, self._why, self._failure = None, why, why.error
+            if self._lifecycle.state is GraphState.READY:
+                self._lifecycle.apply(GraphEvent.SYSTEM_ERROR, time.monotonic(), _one_line(why.error))
+            while self._in_flight:
+                self._lose_locked(self._in_flight.popleft())
+            self._changed.notify_all()
+
+    def happened(self, event: GraphEvent, detail: str) -> bool:
+        """Record ``event``; False, and nothing is recorded, if the graph was closed."""
+        with self._changed:
+            if self._lifecycle.state is GraphState.CLOSED:
+                return False
+            self._lifecycle.apply(event, time.monotonic(), detail)
+            self._changed.notify_all()
+            return True
+
+    def fail(self, reason: GraphFailedError, lost: Sequence[LostHost]) -> None:
+        """Give the graph up for good."""
+        with self._changed:
+            self._lost_hosts += lost
+            if self._lifecycle.state is not GraphState.CLOSED:
+                self._failure = reason
+                gone = {host.info.host_id for host in self._lost_hosts}
+                self._members = tuple(member for member in self._members if member.info.host_id not in gone)
+                self._lifecycle.apply(GraphEvent.GAVE_UP, time.monotonic(), _one_line(reason))
+            self._changed.notify_all()
+
+    def drain(self, deadline: Deadline) -> None:
+        """Settle what is in flight, as far as it arrives before the deadline."""
+        with self._changed:
+            self._read_until(lambda: not self._in_flight, deadline)
+
+    def close(self) -> bool:
+        """Take no more executions; False if the graph was closed before."""
+        with self._changed:
+            if self._lifecycle.state is GraphState.CLOSED:
+                return False
+            self._lifecycle.apply(GraphEvent.CLOSE, time.monotonic())
+            self._changed.notify_all()
+            return True
+
+    def abandon(self, error: Exception, timeout_s: float) -> Engine | None:
+        """Settle what is still in flight with ``error``, and return the engine, to be torn down by the caller."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._reading, timeout_s)
+            engine, self._engine = self._engine, None
+            while self._in_flight:
+                execution = self._in_flight.popleft()
+                self._settle_locked(execution, failed_status(execution.draft_info(), Verdict.ERROR, error))
+                execution.complete = True
+            self._changed.notify_all()
+            return engine
+
+    def note_lost(self, lost: Sequence[LostHost]) -> None:
+        """Add to the hosts that were lost."""
+        with self._changed:
+            self._lost_hosts += lost
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,31 @@
+"""A point in time after which a call must have answered."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment on the monotonic clock; ``math.inf`` never passes."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """Return the deadline ``seconds`` from now. -1 never passes, 0 has passed already, as in Ray."""
+        return cls(math.inf if seconds == -1 else time.monotonic() + seconds)
+
+    def remaining_s(self) -> float:
+        """Return the seconds left: never negative, infinite if the deadline never passes."""
+        return max(0.0, self.at - time.monotonic())
+
+    def wait_s(self) -> float | None:
+        """Return the seconds left as ``threading`` takes them: None for ever."""
+        return None if self.at == math.inf else self.remaining_s()
+
+    def slice_s(self, longest_s: float) -> float:
+        """Return the seconds to wait in one go: what is left, but at most ``longest_s``."""
+        return min(self.remaining_s(), longest_s)

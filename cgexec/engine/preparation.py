@@ -1,0 +1,198 @@
+"""Asking the actors: are you there, can you serve this graph, and who are you.
+
+One ``__ray_call__`` per actor, all in parallel, bounded. The functions marked *in the actor* run there; that they can
+be loaded at all shows that cgexec can be imported.
+
+Leases
+------
+Ray compiles a graph over an actor that is in another live graph, and both then hang. Each actor therefore remembers
+which graph it is leased to, in this module. A lease alone does not bind for ever: its driver may be gone. It counts
+while an execution loop runs in the actor, whoever started it, or until it expires, which leaves a graph that is being
+built the time to start its loops.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayTaskError
+
+from cgexec.engine.protocol import Member
+from cgexec.errors import GraphSpecError
+
+# Private: the functions that Ray's compiled graphs run for as long as an actor is in one.
+_LOOP_FUNCTIONS = frozenset({"do_exec_tasks", "do_profile_tasks"})
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What an actor is asked to serve: ``graph_id`` is unique, ``graph_name`` and ``driver`` are for people."""
+
+    graph_id: str
+    graph_name: str
+    driver: str
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class ActorReport:
+    """What an actor says of itself.
+
+    ``incarnation`` changes when Ray restarts the actor. ``leased_to`` names the other graph it is in, if any;
+    ``unfit_methods`` says, by name, why a method cannot be part of a graph.
+    """
+
+    pid: int
+    node_id: str
+    node_ip: str
+    incarnation: str
+    leased_to: str | None
+    unfit_methods: dict[str, str]
+
+
+class _ActorState:
+    """What this process remembers of its leases; one per process, since Ray runs one actor in each."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.incarnation = uuid.uuid4().hex
+        self.lease: Lease | None = None
+        self.expires_at = 0.0
+
+
+_state = _ActorState()
+
+
+def loop_is_running() -> bool:
+    """Return whether any thread of this process is inside a compiled graph's execution loop. *In the actor.*"""
+    for frame in sys._current_frames().values():
+        caller = frame
+        while caller is not None:
+            if caller.f_code.co_name in _LOOP_FUNCTIONS:
+                return True
+            caller = caller.f_back  # type: ignore[assignment]
+    return False
+
+
+def _other_graph(lease: Lease | None) -> str | None:
+    """Return the name of the other graph that this actor is in, or None."""
+    held = _state.lease
+    running = loop_is_running()
+    if held is None:
+        return "a compiled graph that cgexec did not build" if running else None
+    if lease is not None and held.graph_id == lease.graph_id:
+        return None
+    if running or time.monotonic() < _state.expires_at:
+        return f"graph {held.graph_name!r} of {held.driver}"
+    return None
+
+
+def _unfit(method: Any) -> str | None:
+    if inspect.iscoroutinefunction(method):
+        return "is an `async def` method: it would return a coroutine, which cannot be sent; make it a plain method"
+    if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+        return "is a generator: it would return an iterator, which cannot be sent; return a list"
+    return None
+
+
+def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorReport:
+    """Report on this actor and, if ``lease`` is given and the actor is free, take the lease. *In the actor.*"""
+    context = ray.get_runtime_context()
+    unfit = {name: why for name in methods if (why := _unfit(getattr(type(instance), name, None)))}
+    with _state.lock:
+        leased_to = _other_graph(lease)
+        if lease is not None and leased_to is None and not unfit:
+            _state.lease = lease
+            _state.expires_at = time.monotonic() + lease.duration_s
+    return ActorReport(
+        pid=os.getpid(),
+        node_id=context.get_node_id(),
+        node_ip=ray.util.get_node_ip_address(),
+        incarnation=_state.incarnation,
+        leased_to=leased_to,
+        unfit_methods=unfit,
+    )
+
+
+def give_back(_instance: Any, graph_id: str) -> None:
+    """End the lease of ``graph_id``, if this actor has it. *In the actor.*"""
+    with _state.lock:
+        if _state.lease is not None and _state.lease.graph_id == graph_id:
+            _state.lease = None
+
+
+def _call_all(
+    members: Sequence[Member], timeout_s: float, call: Callable[[Member], ray.ObjectRef[Any]]
+) -> dict[int, Any | Exception]:
+    """Return, for each host, what its actor answered, or the exception: a GetTimeoutError if it kept silent."""
+    answers: dict[int, Any | Exception] = {}
+    refs: dict[int, ray.ObjectRef[Any]] = {}
+    for member in members:
+        try:
+            refs[member.info.host_id] = call(member)
+        except Exception as error:  # noqa: BLE001 - a handle of an earlier Ray session is refused right here
+            answers[member.info.host_id] = error
+    if refs:
+        ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout_s, fetch_local=False)
+    for host_id, ref in refs.items():
+        try:
+            answers[host_id] = ray.get(ref, timeout=0)
+        except GetTimeoutError:
+            answers[host_id] = GetTimeoutError(f"host {host_id} did not answer within {timeout_s:g} s")
+        except Exception as error:  # noqa: BLE001 - whatever the actor answers with is the answer
+            answers[host_id] = error
+    return answers
+
+
+def probe(members: Sequence[Member], timeout_s: float) -> dict[int, ActorReport | Exception]:
+    """Ask every actor for a sign of life, in parallel; returns within ``timeout_s`` or a little later."""
+    return _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(answer, None, ()))
+
+
+def prepare(
+    members: Sequence[Member], lease: Lease, methods: Mapping[int, Sequence[str]], timeout_s: float
+) -> dict[int, ActorReport | Exception]:
+    """Lease every actor to a graph, in parallel; returns within ``timeout_s`` or a little later."""
+    own = ray.get_runtime_context().get_actor_id()
+    for member in members:
+        # Private: the handle's id. Asked here, since a call of an actor to itself would wait for itself for ever.
+        if own is not None and member.actor._actor_id.hex() == own:
+            raise GraphSpecError(
+                f"host {member.info.host_id} is the actor that drives the graph: it cannot also be part of it"
+            )
+    return _call_all(
+        members,
+        timeout_s,
+        lambda member: member.actor.__ray_call__.remote(answer, lease, tuple(methods[member.info.host_id])),
+    )
+
+
+def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
+    """End the leases of ``graph_id``; actors that are dead or silent are passed over."""
+    _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(give_back, graph_id))
+
+
+def refusal(host_id: int, actor: Any, reply: ActorReport | Exception) -> GraphSpecError | None:
+    """Return why ``reply`` rules an actor out as a matter of the caller's making, or None if it does not."""
+    name = f"host {host_id} ({actor!r})"
+    if isinstance(reply, ActorReport):
+        if reply.leased_to is not None:
+            return GraphSpecError(f"{name} is in {reply.leased_to}: close that graph first")
+        for method, why in reply.unfit_methods.items():
+            return GraphSpecError(f"{method}() of {name} {why}")
+        return None
+    if isinstance(reply, RayTaskError) and isinstance(reply.cause, ImportError):
+        return GraphSpecError(
+            f"cgexec cannot be imported on {name}: {reply.cause}; install it on every node, or ship it with "
+            "ray.init(runtime_env={'pip': ['cgexec']}) or runtime_env={'py_modules': [cgexec]}"
+        )
+    return None

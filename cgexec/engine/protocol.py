@@ -1,0 +1,157 @@
+"""The seam between the executor and whatever runs a built graph.
+
+An engine is one generation of one graph. It carries executions in and outputs out, in order; it says that it broke and
+why; it can be torn down within a bound. It knows nothing of statuses, retries or rebuilds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cgexec.topology import HostInfo
+
+
+@dataclass(frozen=True)
+class Member:
+    """One host of a generation: what is known of it, and its actor."""
+
+    info: HostInfo
+    actor: Any
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What one execution takes: so many positional arguments, and these keyword arguments."""
+
+    num_positional: int
+    keywords: frozenset[str]
+
+    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise TypeError if ``args`` and ``kwargs`` are not what the graph takes; says what it does take."""
+        missing = sorted(self.keywords - kwargs.keys())
+        unknown = sorted(kwargs.keys() - self.keywords)
+        problems = []
+        if len(args) != self.num_positional:
+            problems.append(f"{len(args)} positional arguments were given")
+        if missing:
+            problems.append(f"missing: {', '.join(missing)}")
+        if unknown:
+            problems.append(f"unknown: {', '.join(unknown)}")
+        if problems:
+            keywords = f" and the keywords {', '.join(sorted(self.keywords))}" if self.keywords else ""
+            raise TypeError(f"the graph takes {self.num_positional} positional{keywords}; {'; '.join(problems)}")
+
+
+@dataclass(frozen=True)
+class OutputPort:
+    """Where one output of the graph comes from."""
+
+    host_id: int
+    method: str
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """The outside of a built graph: its inputs, its outputs in order, and whether a result is a list of them."""
+
+    inputs: InputSpec
+    outputs: tuple[OutputPort, ...]
+    returns_list: bool
+
+
+@dataclass(frozen=True)
+class OutputValue:
+    """An output that arrived."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """An error in the place of an output. ``host_id`` and ``method``: where it was raised, None where unknown."""
+
+    error: Exception
+    host_id: int | None
+    method: str | None
+
+
+Output = OutputValue | OutputError
+
+
+@dataclass(frozen=True)
+class Break:
+    """Why a generation ended. ``errors``: what each host's loop ended with, the culprit first; may be empty.
+
+    ``fallback`` is what the driver itself saw, for a break that no host accounts for.
+    """
+
+    errors: tuple[tuple[int, Exception], ...]
+    fallback: Exception
+
+    @property
+    def error(self) -> Exception:
+        """The first reason."""
+        return self.errors[0][1] if self.errors else self.fallback
+
+
+class EngineBrokenError(Exception):
+    """The generation has ended. ``sent`` says whether part of the execution being submitted may have been sent."""
+
+    def __init__(self, reason: Exception, *, sent: bool = False) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+        self.sent = sent
+
+
+class SendTimeoutError(Exception):
+    """There was no room for an execution in time; nothing of it was sent."""
+
+
+class Engine(Protocol):
+    """One built graph. ``send`` and ``collect`` are each called by one thread at a time, but side by side.
+
+    Attributes:
+        spec: the outside of the graph.
+        capacity: how many executions may be sent and not yet fully collected.
+        broken: whether the generation has ended, as far as is known; the caller sets it to condemn the generation.
+        incarnations: for each host, what tells its process from the one that Ray may start in its place.
+        node_ids: for each host, the node it is on.
+    """
+
+    spec: GraphSpec
+    capacity: int
+    broken: bool
+    incarnations: dict[int, str]
+    node_ids: dict[int, str]
+
+    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the inputs of one execution, ready to be sent; nothing is sent.
+
+        Raises whatever makes them unfit: TypeError for a wrong arity, anything at all from a failing serialisation.
+        """
+
+    def send(self, encoded: Any, timeout_s: float) -> None:
+        """Send one execution.
+
+        Raises:
+            SendTimeoutError: no room in time; nothing was sent.
+            EngineBrokenError: the generation has ended; ``sent`` says whether the execution may run.
+        """
+
+    def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
+        """Fill the empty places of ``outputs`` for the oldest execution that is not fully collected.
+
+        Returns when none is empty, when an error was filled in, or when the time has run out: look at ``outputs``. The
+        caller passes the same list again until it is full. 0 looks once.
+
+        Raises:
+            EngineBrokenError: the generation has ended; what is in ``outputs`` stays valid.
+        """
+
+    def why_broken(self, seen: Exception, timeout_s: float) -> Break:
+        """Wait for a host to account for the break, and return what is known. ``seen`` is what the driver saw."""
+
+    def tear_down(self, timeout_s: float) -> dict[int, Exception]:
+        """End the generation; idempotent. Returns the hosts that did not leave in time, killed, and why."""

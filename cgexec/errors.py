@@ -1,0 +1,67 @@
+"""The exceptions cgexec raises, or puts into a status, on its own account.
+
+::
+
+    CgexecError
+    ├── GraphClosedError            you closed the graph and then used it
+    ├── GraphSpecError              the builder's graph, or its actors, cannot be used
+    ├── GraphFailedError            the policy has given up; carries the first reason
+    │   └── NotEnoughHostsError     because fewer hosts are left than the policy asks for
+    └── UnpicklableExceptionError   stands in for an exception that could not cross a process
+
+``GraphClosedError`` and ``GraphSpecError`` are raised: they are misuse. ``GraphFailedError`` comes inside a
+``JobError``, and is raised by ``GraphExecutor.rebuild`` and ``Execution.result``. What Ray or a method raised is never
+wrapped in these: it stands in its status as it came.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class CgexecError(Exception):
+    """The root of every exception that cgexec defines."""
+
+
+class GraphClosedError(CgexecError):
+    """The graph was used after ``close()``, or was closed while an execution was in flight."""
+
+
+class GraphSpecError(CgexecError, ValueError):
+    """The builder's graph cannot be compiled, or its actors cannot be used.
+
+    The message names the node or the actor, the reason, and what to do. Nothing has run, and every actor is usable.
+    """
+
+
+class GraphFailedError(CgexecError):
+    """The graph could not be rebuilt and will not run again. ``reason`` is the first cause."""
+
+    def __init__(self, message: str, reason: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.__cause__ = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.reason)
+
+
+class NotEnoughHostsError(GraphFailedError):
+    """Fewer hosts are left alive than ``RebuildPolicy.min_hosts``."""
+
+
+class UnpicklableExceptionError(CgexecError):
+    """Stands in for an exception that could not be pickled, or could not be loaded where it arrived.
+
+    ``type_name`` is the qualified name of the original's class, ``text`` its ``str``, ``traceback_text`` its formatted
+    traceback in the process where it was raised.
+    """
+
+    def __init__(self, type_name: str, text: str, traceback_text: str) -> None:
+        super().__init__(f"{type_name}: {text}")
+        self.type_name = type_name
+        self.text = text
+        self.traceback_text = traceback_text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.type_name, self.text, self.traceback_text)

@@ -1,0 +1,265 @@
+"""The object that callers hold: a graph that answers with statuses and outlives its hosts.
+
+::
+
+    caller ──execute──> GraphExecutor ──> GraphCore ──send/collect──> Engine (generation 0, 1, 2, ...)
+                              │               │ broke                     ^
+                              │               v                           │ build
+                              └────────── Supervisor ─────────────────────┘   (a thread of its own)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+from cgexec.config import GraphConfig, RebuildPolicy
+from cgexec.core import GraphCore
+from cgexec.deadline import Deadline
+from cgexec.engine.build import GraphRecipe, HostsLostError
+from cgexec.engine.preparation import ActorReport, probe
+from cgexec.engine.protocol import Member
+from cgexec.engine.ray_context import effective_settings
+from cgexec.errors import GraphClosedError, GraphSpecError
+from cgexec.execution import Execution
+from cgexec.hosts import HostGroup
+from cgexec.lifecycle import GraphState, HistoryEntry
+from cgexec.settings import FROM_CALL, Settings, check_duration, check_wait
+from cgexec.status import JobError, JobPreempted, JobStatus
+from cgexec.supervisor import Supervisor
+from cgexec.topology import HostInfo, LostHost
+
+_logger = logging.getLogger(__name__)
+
+_STOP_MARGIN_S = 0.5  # what close() may take beyond its timeout for each of: the supervisor, and the teardown
+
+
+class GraphExecutor:
+    """A Ray Compiled Graph over one actor per host. Also a context manager, which is the way to use it.
+
+    Args:
+        hosts: a ``HostGroup``, or a list of actor handles, one per host.
+        build: the builder, called ``build(inp, actors)`` or ``build(inp, actors, infos)`` for every generation: binds
+            fresh nodes and returns a node or a list of nodes. A list makes a result a list in that order.
+        name, kind: what every status says of the job.
+        config: how the graph runs.
+        policy: what happens after the loss of a host.
+
+    Raises:
+        GraphSpecError: the builder's graph cannot be compiled, or the actors cannot be used; every actor is usable.
+        ValueError: a setting is not usable.
+    """
+
+    def __init__(
+        self,
+        hosts: HostGroup | Sequence[Any],
+        build: Callable[..., Any],
+        *,
+        name: str = "graph",
+        kind: str = "inference",
+        config: GraphConfig = GraphConfig(),  # noqa: B008 - a frozen value
+        policy: RebuildPolicy = RebuildPolicy(),  # noqa: B008 - a frozen value
+    ) -> None:
+        if not callable(build):
+            raise GraphSpecError(f"the builder is not callable: {build!r}; pass fan_out(...) or a function")
+        try:
+            group = hosts if isinstance(hosts, HostGroup) else HostGroup.from_actors(list(hosts))
+        except (TypeError, ValueError) as error:
+            raise GraphSpecError(str(error)) from error
+        if len(group) < policy.min_hosts:
+            raise GraphSpecError(
+                f"{len(group)} hosts were given and RebuildPolicy.min_hosts asks for {policy.min_hosts}"
+            )
+        self._settings = effective_settings(config)
+        self._planned = tuple(group.infos)
+        self._probe_timeout_s = policy.probe_timeout_s
+        self._closing = threading.Lock()
+        recipe = GraphRecipe(uuid.uuid4().hex, name, build, self._settings, config.build_timeout_s)
+        self._supervisor = Supervisor(recipe, policy)
+        self._core = GraphCore(name, kind, self._settings, config.fail_fast, self._supervisor.broke)
+        members = [Member(info, actor) for info, actor in zip(group.infos, group.actors, strict=True)]
+        try:
+            self._supervisor.start(self._core, members)
+        except HostsLostError as error:
+            host_id, cause = next(iter(error.losses.items()))
+            raise GraphSpecError(f"host {host_id} ({group.actors[host_id]!r}) cannot be used: {cause}") from cause
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def execute(self, /, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> JobStatus:
+        """Run the graph once and return the outcome: submit, wait, classify.
+
+        ``timeout_s`` replaces the get timeout: 0 looks once, -1 waits for ever. After a system error the answer comes
+        when the graph has been rebuilt or has failed for good, at the latest when the get timeout has run out.
+
+        Raises:
+            GraphClosedError: the graph is closed.
+            ValueError: ``timeout_s`` is not usable.
+        """
+        wait_s = (
+            self._settings.get_timeout_s.value if timeout_s is None else check_wait("timeout_s", timeout_s, FROM_CALL)
+        )
+        execution = self.submit(*args, **kwargs)
+        deadline = Deadline.after(wait_s)
+        status = self._core.wait_until(execution, deadline)
+        if isinstance(status, (JobPreempted, JobError)) and execution.final is not None:
+            self._core.wait_open(deadline)
+        return status
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> Execution:
+        """Send one execution and return its handle, without waiting for its outcome.
+
+        Waits for a free slot up to the submit timeout, helping to settle meanwhile. What the input or the cluster does
+        raises nothing: the Execution has then settled already, as JobFailed for an input that cannot be sent, as
+        JobError where there was no slot in time or the graph has failed.
+
+        Raises:
+            GraphClosedError: the graph is closed.
+        """
+        return self._core.submit(args, kwargs)
+
+    def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[JobStatus]:
+        """Return the statuses of ``inputs`` in their order, ``max_inflight`` executions deep.
+
+        Each input is the one positional argument of an execution. ``timeout_s`` is the get timeout of each.
+        """
+        return self.starmap(((item,) for item in inputs), timeout_s=timeout_s)
+
+    def starmap(self, inputs: Iterable[Iterable[Any]], *, timeout_s: float | None = None) -> Iterator[JobStatus]:
+        """Do as ``map``, each input being unpacked into positional arguments."""
+        if timeout_s is not None:
+            check_wait("timeout_s", timeout_s, FROM_CALL)
+        return self._pipelined(inputs, timeout_s)
+
+    def _pipelined(self, inputs: Iterable[Iterable[Any]], timeout_s: float | None) -> Iterator[JobStatus]:
+        waiting: deque[Execution] = deque()
+        for args in inputs:
+            if len(waiting) >= self._settings.max_inflight.value:
+                yield waiting.popleft().status(timeout_s)
+            waiting.append(self.submit(*args))
+        while waiting:
+            yield waiting.popleft().status(timeout_s)
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """How often the graph has been rebuilt: the first build is 0."""
+        return self._core.generation
+
+    @property
+    def state(self) -> GraphState:
+        """Where the graph is in its life."""
+        return self._core.state
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the graph is broken or has failed; None while it runs."""
+        return self._core.failure
+
+    @property
+    def history(self) -> list[HistoryEntry]:
+        """What happened to the graph, newest last."""
+        return self._core.history
+
+    @property
+    def actors(self) -> list[Any]:
+        """The actors of the current generation, in host order."""
+        return [member.actor for member in self._core.members]
+
+    @property
+    def hosts(self) -> list[HostInfo]:
+        """The hosts of the current generation, in the same order as ``actors``."""
+        return [member.info for member in self._core.members]
+
+    @property
+    def lost_hosts(self) -> list[LostHost]:
+        """Every host that was lost, oldest first: which, in which generation, and why."""
+        return self._core.lost_hosts
+
+    @property
+    def timeouts(self) -> Settings:
+        """The effective settings, each with its value and the source it came from."""
+        return self._settings
+
+    def check_health(self, timeout_s: float = 1.0) -> list[HostInfo]:
+        """Return a HostInfo for each host the graph was planned with, in that order; executions are not disturbed.
+
+        ``healthy`` hosts answered within ``timeout_s``; ``failed`` ones are dead. A host that is neither did not answer
+        in time: it may be busy with an ordinary call, or stopped.
+        """
+        check_duration("timeout_s", timeout_s, FROM_CALL)
+        members = self._core.members
+        replies = probe(members, timeout_s)
+        by_id = {member.info.host_id: member.info for member in members}
+        health = []
+        for planned in self._planned:
+            info = by_id.get(planned.host_id, planned)
+            reply = replies.get(planned.host_id)
+            silent = isinstance(reply, TimeoutError)
+            alive = isinstance(reply, ActorReport)
+            health.append(replace(info, healthy=alive, failed=not alive and not silent))
+        return health
+
+    # -- rebuilding and ending -----------------------------------------------------------------------------------------
+
+    def rebuild(self) -> None:
+        """Rebuild now, on the live actors: settles what is in flight, as far as the teardown timeout allows.
+
+        Raises:
+            GraphFailedError: the policy gave up, now or before.
+            GraphClosedError: the graph is closed.
+        """
+        if self.state is GraphState.CLOSED:
+            raise GraphClosedError(f"graph {self._core.name!r} is closed")
+        self._supervisor.request_rebuild().result()
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """End the graph; idempotent. The actors stay usable.
+
+        What is in flight is settled as far as it arrives within ``timeout_s`` (None: the teardown timeout); the rest
+        settles as JobError with a GraphClosedError. An actor that is still inside a method then is killed, and named in
+        ``lost_hosts`` and in the log. Returns within ``timeout_s`` and a second.
+
+        Raises:
+            ValueError: ``timeout_s`` is not usable.
+        """
+        if timeout_s is None:
+            timeout_s = self._settings.teardown_timeout_s.value
+        deadline = Deadline.after(check_wait("timeout_s", timeout_s, FROM_CALL))
+        with self._closing:
+            if not self._core.close():
+                return
+            self._core.drain(deadline)
+            error = GraphClosedError(f"graph {self._core.name!r} was closed while this was in flight; it may have run")
+            engine = self._core.abandon(error, _STOP_MARGIN_S)
+            self._supervisor.stop(max(_STOP_MARGIN_S, deadline.slice_s(threading.TIMEOUT_MAX)))
+            if engine is not None:
+                self._tear_down(engine, deadline)
+
+    def _tear_down(self, engine: Any, deadline: Deadline) -> None:
+        infos = {member.info.host_id: member.info for member in self._core.members}
+        for host_id, cause in engine.tear_down(deadline.slice_s(threading.TIMEOUT_MAX)).items():
+            _logger.warning("graph %r: %s", self._core.name, cause)
+            lost = LostHost(replace(infos[host_id], healthy=False, failed=True), self.generation, cause)
+            self._core.note_lost([lost])
+
+    def __enter__(self) -> GraphExecutor:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<GraphExecutor {self._core.name!r}, {self.state.value}, generation {self.generation}, "
+            f"{len(self._core.members)} of {len(self._planned)} hosts>"
+        )

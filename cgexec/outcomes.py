@@ -1,0 +1,98 @@
+"""From what an engine delivered to the status a caller gets: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from cgexec.classify import Place, Verdict, classify
+from cgexec.engine.protocol import Break, GraphSpec, Output, OutputError, OutputValue
+from cgexec.status import ExecutionInfo, HostFailure, JobError, JobStatus, JobSucceeded
+from cgexec.topology import HostInfo, LostHost
+
+
+def failed_status(info: ExecutionInfo, verdict: Verdict, error: Exception) -> JobStatus:
+    """Return the status of an execution that settles with ``error``."""
+    return verdict.status(replace(info, state=verdict.value), error)
+
+
+def pending_status(info: ExecutionInfo, error: Exception) -> JobError:
+    """Return the answer of a wait that ran out: no outcome, the execution still settles."""
+    return JobError(replace(info, state="pending"), error)
+
+
+def _failure(error: OutputError, hosts: Mapping[int, HostInfo]) -> HostFailure:
+    host = hosts.get(error.host_id) if error.host_id is not None else None
+    return HostFailure(host, error.method, error.error)
+
+
+def failures_in(outputs: Sequence[Output | None], hosts: Mapping[int, HostInfo]) -> tuple[HostFailure, ...]:
+    """Return every application error in ``outputs``, in output order, one for each host and method that raised.
+
+    An error upstream of several outputs arrives once in each of them. Errors of unknown origin all stand.
+    """
+    found: list[HostFailure] = []
+    seen: set[tuple[int, str | None]] = set()
+    for output in outputs:
+        if isinstance(output, OutputError) and classify(output.error, Place.OUTPUT) is Verdict.FAILED:
+            if output.host_id is not None:
+                if (output.host_id, output.method) in seen:
+                    continue
+                seen.add((output.host_id, output.method))
+            found.append(_failure(output, hosts))
+    return tuple(found)
+
+
+def status_of_outputs(
+    info: ExecutionInfo, spec: GraphSpec, outputs: Sequence[Output | None], hosts: Mapping[int, HostInfo]
+) -> JobStatus:
+    """Return the status of an execution: of its first error in output order, or of its result if it has none."""
+    first = next((output for output in outputs if isinstance(output, OutputError)), None)
+    if first is None:
+        values = [output.value for output in outputs if isinstance(output, OutputValue)]
+        return JobSucceeded(replace(info, state="succeeded"), values if spec.returns_list else values[0])
+    failure = _failure(first, hosts)
+    info = replace(info, host=failure.host, method=failure.method, failures=failures_in(outputs, hosts))
+    return failed_status(info, classify(first.error, Place.OUTPUT), first.error)
+
+
+def status_of_output(
+    info: ExecutionInfo,
+    spec: GraphSpec,
+    place: int,
+    output: Output | None,
+    otherwise: JobStatus,
+    hosts: Mapping[int, HostInfo],
+) -> JobStatus:
+    """Return the status of one output by itself; ``otherwise`` is the answer for one that did not arrive."""
+    port = spec.outputs[place]
+    info = replace(info, host=hosts.get(port.host_id), method=port.method)
+    if isinstance(output, OutputValue):
+        return JobSucceeded(replace(info, state="succeeded"), output.value)
+    if isinstance(output, OutputError):
+        failure = _failure(output, hosts)
+        info = replace(info, host=failure.host, method=failure.method, failures=(failure,))
+        return failed_status(info, classify(output.error, Place.OUTPUT), output.error)
+    return otherwise
+
+
+def lost_at(why: Break, hosts: Mapping[int, HostInfo], generation: int) -> tuple[LostHost, ...]:
+    """Return the hosts whose loss broke a generation."""
+    return tuple(
+        LostHost(replace(hosts[host_id], healthy=False, failed=True), generation, error)
+        for host_id, error in why.errors
+        if host_id in hosts and classify(error, Place.LOOP) is Verdict.PREEMPTED
+    )
+
+
+def status_of_break(info: ExecutionInfo, why: Break, hosts: Mapping[int, HostInfo]) -> JobStatus:
+    """Return the status of an execution that was in flight when its generation broke. It may have run.
+
+    Preempted if any host was lost, whatever else happened; else an error.
+    """
+    lost = lost_at(why, hosts, info.generation)
+    if lost:
+        error = next(error for _, error in why.errors if error is lost[0].cause)
+        return failed_status(replace(info, host=lost[0].info, lost_hosts=lost), Verdict.PREEMPTED, error)
+    host = hosts.get(why.errors[0][0]) if why.errors else None
+    return failed_status(replace(info, host=host), Verdict.ERROR, why.error)

@@ -1,0 +1,294 @@
+"""Carries out what ``recovery`` decides: one thread per graph that waits for a break and rebuilds.
+
+::
+
+    break ── why? ── settle what was in flight ── tear down ──> probe ── plan ──> give up: FAILED
+                                                                ^         │
+                                                                │         v
+                                                                └─ host lost, or: bind, lease, compile, hook ──> open
+
+Everything that changes the state of a graph after its first build happens here, so the steps cannot overtake each
+other. Each of them is bounded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray.exceptions import RayChannelError
+
+from cgexec.config import RebuildPolicy
+from cgexec.core import GraphCore
+from cgexec.deadline import Deadline
+from cgexec.engine import bounded
+from cgexec.engine.build import GraphRecipe, HostsLostError, build_generation
+from cgexec.engine.preparation import ActorReport, probe
+from cgexec.engine.protocol import Break, Engine, Member
+from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
+from cgexec.hosts import check_actors
+from cgexec.lifecycle import GraphEvent, GraphState
+from cgexec.recovery import GiveUp, backoff_delay_s, plan_rebuild
+from cgexec.topology import LostHost
+
+_logger = logging.getLogger(__name__)
+
+_CULPRIT_TIMEOUT_S = 1.0  # a dead actor's loop is reported within 90 ms of its channels closing
+
+
+@dataclass(frozen=True)
+class _Broke:
+    engine: Engine
+    seen: Exception
+
+
+@dataclass(frozen=True)
+class _Requested:
+    done: Future[None]
+
+
+class _Stop:
+    pass
+
+
+class Supervisor:
+    """Rebuilds one graph, as often as its policy allows, until it is stopped."""
+
+    def __init__(self, recipe: GraphRecipe, policy: RebuildPolicy) -> None:
+        self._recipe = recipe
+        self._policy = policy
+        self._events: queue.SimpleQueue[_Broke | _Requested | _Stop] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{recipe.name}", daemon=True)
+        self._stopping = threading.Event()
+        self._rebuilds_started = 0
+        self._core: GraphCore | None = None
+        self._incarnations: Mapping[int, str] = {}
+
+    # -- called from other threads ------------------------------------------------------------------------------------
+
+    def broke(self, engine: Engine, seen: Exception) -> None:
+        """Say that ``engine`` has broken. Never blocks: Ray calls this on a thread of its own."""
+        self._events.put(_Broke(engine, seen))
+
+    def start(self, core: GraphCore, members: Sequence[Member]) -> None:
+        """Build the first generation, on this thread, and go on watching over it.
+
+        Raises:
+            GraphSpecError, HostsLostError: see ``build_generation``.
+        """
+        self._core = core
+        engine = build_generation(self._recipe, members, self._on_loop_end)
+        self._open(core, engine, members, ())
+        self._thread.start()
+
+    def request_rebuild(self) -> Future[None]:
+        """Ask for a rebuild; the future tells when it is done, and raises if the graph failed or was closed."""
+        done: Future[None] = Future()
+        self._events.put(_Requested(done))
+        return done
+
+    def stop(self, timeout_s: float) -> None:
+        """Stop after the step under way; returns when the thread has ended, or after ``timeout_s``."""
+        self._stopping.set()
+        self._events.put(_Stop())
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _on_loop_end(self, engine: Engine) -> None:
+        self.broke(engine, RayChannelError("an actor left the graph"))
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        core = self._core
+        if core is None:
+            return
+        while not self._stopping.is_set():
+            event = self._events.get()
+            try:
+                match event:
+                    case _Broke(engine, seen) if core.is_current(engine):
+                        self._handle_break(core, engine, seen)
+                    case _Requested(done):
+                        self._handle_request(core, done)
+            except Exception as error:
+                _logger.exception("graph %r: the rebuild itself failed", self._recipe.name)
+                self._fail(core, GraphFailedError(f"the rebuild itself failed: {error}", error), ())
+        self._refuse_requests()
+
+    def _refuse_requests(self) -> None:
+        while not self._events.empty():
+            event = self._events.get()
+            if isinstance(event, _Requested):
+                event.done.set_exception(GraphClosedError(f"graph {self._recipe.name!r} is closed"))
+
+    def _handle_break(self, core: GraphCore, engine: Engine, seen: Exception) -> None:
+        why = engine.why_broken(seen, _CULPRIT_TIMEOUT_S)
+        core.break_off(engine, why)
+        hosts = ", ".join(f"host {host_id}" for host_id, _ in why.errors) or "no host in particular"
+        _logger.warning(
+            "graph %r, generation %d, broke at %s: %s",
+            core.name,
+            core.generation,
+            hosts,
+            type(why.error).__name__,
+        )
+        if core.happened(GraphEvent.REBUILD, "after a system error"):
+            self._rebuild(core, engine, why)
+
+    def _handle_request(self, core: GraphCore, done: Future[None]) -> None:
+        if core.state is GraphState.READY and core.happened(GraphEvent.REBUILD, "on request"):
+            engine = core.current_engine()
+            if engine is not None:
+                core.drain(Deadline.after(self._recipe.settings.teardown_timeout_s.value))
+                why = Break(
+                    (), CgexecError("the graph was rebuilt on request while this was in flight; it may have run")
+                )
+                core.break_off(engine, why)
+                self._rebuild(core, engine, why)
+        if core.state is GraphState.READY:
+            done.set_result(None)
+        elif core.state is GraphState.CLOSED:
+            done.set_exception(GraphClosedError(f"graph {core.name!r} is closed"))
+        else:
+            done.set_exception(core.failure or GraphFailedError(f"graph {core.name!r} has failed"))
+
+    def _rebuild(self, core: GraphCore, old: Engine, why: Break) -> None:
+        started = time.monotonic()
+        members = list(core.members)
+        losses: dict[int, Exception] = dict(why.errors)
+        stuck = old.tear_down(self._recipe.settings.teardown_timeout_s.value)
+        for attempt in itertools.count():
+            if self._stopping.wait(backoff_delay_s(self._policy, attempt)):
+                return
+            lost, alive = self._probe(core, members, {**losses, **stuck}, stuck)
+            plan = plan_rebuild(
+                [member.info for member in members], alive, self._policy, rebuilds_started=self._rebuilds_started
+            )
+            if isinstance(plan, GiveUp):
+                self._fail(core, _because(plan.reason, why.error), lost)
+                return
+            core.note_lost(lost)
+            self._rebuilds_started += 1
+            try:
+                members = self._members_of(members, plan.keep, plan.replace)
+                engine = build_generation(self._recipe, members, self._on_loop_end)
+                self._run_hook(core, engine, members)
+            except HostsLostError as error:
+                losses, stuck = error.losses, {}
+                if not core.happened(GraphEvent.SYSTEM_ERROR, f"while it was rebuilt: {error}"):
+                    return
+            except Exception as error:  # noqa: BLE001 - a builder or a hook may raise anything; it is the reason
+                self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {error}", error), ())
+                return
+            else:
+                if self._open(core, engine, members, ()):
+                    took_s = time.monotonic() - started
+                    hosts = ", ".join(str(member.info.host_id) for member in members)
+                    _logger.info(
+                        "graph %r: generation %d on host %s after %.3f s", core.name, core.generation, hosts, took_s
+                    )
+                return
+
+    def _open(self, core: GraphCore, engine: Engine, members: Sequence[Member], lost: Sequence[LostHost]) -> bool:
+        self._incarnations = engine.incarnations
+        located = [
+            Member(replace(member.info, node_id=engine.node_ids[member.info.host_id]), member.actor)
+            for member in members
+        ]
+        if core.open(engine, located, lost):
+            return True
+        engine.tear_down(self._recipe.settings.teardown_timeout_s.value)
+        return False
+
+    def _probe(
+        self,
+        core: GraphCore,
+        members: Sequence[Member],
+        losses: Mapping[int, Exception],
+        stuck: Mapping[int, Exception],
+    ) -> tuple[list[LostHost], set[int]]:
+        """Return the hosts that are lost and the ``host_id`` of those that are alive.
+
+        An actor that Ray has restarted is alive and stays, but the host it was is lost: its state is gone.
+        """
+        reports = probe(members, self._policy.probe_timeout_s)
+        lost, alive = [], set()
+        for member in members:
+            host_id = member.info.host_id
+            reply = reports[host_id]
+            cause: Exception | None = None
+            if host_id in stuck:
+                cause = stuck[host_id]
+            elif not isinstance(reply, ActorReport):
+                cause = losses.get(host_id, reply)
+            else:
+                alive.add(host_id)
+                if reply.incarnation != self._incarnations.get(host_id, reply.incarnation):
+                    cause = losses.get(host_id, CgexecError(f"host {host_id} was restarted by Ray"))
+                    self._incarnations = {**self._incarnations, host_id: reply.incarnation}
+            if cause is not None:
+                lost.append(LostHost(replace(member.info, healthy=False, failed=True), core.generation, cause))
+        return lost, alive
+
+    def _members_of(self, members: Sequence[Member], keep: Sequence[int], positions: Sequence[int]) -> list[Member]:
+        """Return the hosts of the next generation, in their original order; asks the policy for the missing ones."""
+        by_id = {member.info.host_id: member for member in members}
+        chosen = {host_id: by_id[host_id] for host_id in keep}
+        for host_id in positions:
+            info = by_id[host_id].info
+            actor = self._call_hook("replace", self._policy.replace, replace(info, healthy=False, failed=True))
+            chosen[host_id] = Member(replace(info, node_id=None, healthy=True, failed=False), actor)
+            self._incarnations = {known: each for known, each in self._incarnations.items() if known != host_id}
+        ordered = [chosen[host_id] for host_id in sorted(chosen)]
+        check_actors([member.actor for member in ordered])
+        return ordered
+
+    def _run_hook(self, core: GraphCore, engine: Engine, members: Sequence[Member]) -> None:
+        """Run ``on_rebuild`` on a graph that is not open yet; HostsLostError if a host died meanwhile."""
+        try:
+            self._call_hook(
+                "on_rebuild",
+                self._policy.on_rebuild,
+                core.generation + 1,
+                [member.info for member in members],
+                [member.actor for member in members],
+            )
+            failed: Exception | None = None
+        except Exception as error:  # noqa: BLE001 - a hook may raise anything; whether it is to blame is asked below
+            failed = error
+        if failed is None and not engine.broken:
+            return
+        losses = {
+            host_id: reply
+            for host_id, reply in probe(members, self._policy.probe_timeout_s).items()
+            if isinstance(reply, Exception)
+        }
+        stuck = engine.tear_down(self._recipe.settings.teardown_timeout_s.value)
+        if losses or stuck or failed is None:
+            raise HostsLostError({**losses, **stuck}) from failed
+        raise failed
+
+    def _call_hook(self, name: str, hook: Any, *args: Any) -> Any:
+        if hook is None:
+            return None
+        what = f"RebuildPolicy.{name}"
+        return bounded.call_bounded(lambda: hook(*args), self._policy.hook_timeout_s, f"cgexec-{name}", what)
+
+    def _fail(self, core: GraphCore, reason: GraphFailedError, lost: Sequence[LostHost]) -> None:
+        core.fail(reason, lost)
+        if core.state is GraphState.FAILED:
+            _logger.error("graph %r has failed for good: %s", core.name, reason)
+
+
+def _because(reason: GraphFailedError, first: Exception) -> GraphFailedError:
+    """Return ``reason`` with the break that led to it."""
+    reason.reason = reason.__cause__ = first
+    return reason

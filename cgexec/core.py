@@ -182,9 +182,7 @@ class GraphCore:
                 return
         except BaseException as error:
             # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted.
-            engine.broken = True
-            self._on_break(engine, RayChannelError(f"{type(error).__name__} interrupted a write"))
-            raise
+            self._condemn(engine, error, "a write")
         with self._changed:
             execution.attempts = 1
             execution.spec = engine.spec
@@ -195,6 +193,15 @@ class GraphCore:
                 self._in_flight.append(execution)
             else:  # the generation was broken off while this was being sent
                 self._lose_locked(execution)
+
+    def _condemn(self, engine: Engine, error: BaseException, what: str) -> None:
+        """Give up a generation whose channels may have lost their place; raises ``error`` again if it is no Exception."""
+        engine.broken = True
+        if isinstance(error, Exception):
+            self._on_break(engine, error)
+            return
+        self._on_break(engine, RayChannelError(f"{type(error).__name__} interrupted {what}"))
+        raise error
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
@@ -301,9 +308,7 @@ class GraphCore:
             self._on_break(engine, error.reason)
         except BaseException as error:
             # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
-            engine.broken = True
-            self._on_break(engine, RayChannelError(f"{type(error).__name__} interrupted a read"))
-            raise
+            self._condemn(engine, error, "a read")
         finally:
             self._reading = False
             self._advance(head)
@@ -380,19 +385,23 @@ class GraphCore:
         """Return whether executions still run on ``engine``."""
         return self._engine is engine
 
-    def break_off(self, engine: Engine, why: Break) -> None:
-        """Take ``engine`` away and settle what was in flight on it; it has broken, or is to be replaced."""
+    def break_off(self, engine: Engine, why: Break) -> bool:
+        """Take ``engine`` away and settle what was in flight on it; it has broken, or is to be replaced.
+
+        False if it had been taken away before. Whoever takes an engine away tears it down.
+        """
         with self._changed:
-            if self._engine is not engine:
-                return
             # A reader that is on its way out may be carrying an output that completes an execution.
             self._changed.wait_for(lambda: not self._reading, 10 * LONGEST_WAIT_S)
+            if self._engine is not engine:
+                return False
             self._engine, self._why, self._failure = None, why, why.error
             if self._lifecycle.state is GraphState.READY:
                 self._lifecycle.apply(GraphEvent.SYSTEM_ERROR, time.monotonic(), _one_line(why.error))
             while self._in_flight:
                 self._lose_locked(self._in_flight.popleft())
             self._changed.notify_all()
+            return True
 
     def happened(self, event: GraphEvent, detail: str) -> bool:
         """Record ``event``; False, and nothing is recorded, if the graph was closed."""

@@ -131,7 +131,8 @@ class Supervisor:
 
     def _handle_break(self, core: GraphCore, engine: Engine, seen: Exception) -> None:
         why = engine.why_broken(seen, _CULPRIT_TIMEOUT_S)
-        core.break_off(engine, why)
+        if not core.break_off(engine, why):
+            return
         hosts = ", ".join(f"host {host_id}" for host_id, _ in why.errors) or "no host in particular"
         _logger.warning(
             "graph %r, generation %d, broke at %s: %s",
@@ -142,6 +143,8 @@ class Supervisor:
         )
         if core.happened(GraphEvent.REBUILD, "after a system error"):
             self._rebuild(core, engine, why)
+        else:
+            engine.tear_down(self._recipe.settings.teardown_timeout_s.value)
 
     def _handle_request(self, core: GraphCore, done: Future[None]) -> None:
         if core.state is GraphState.READY and core.happened(GraphEvent.REBUILD, "on request"):
@@ -151,8 +154,8 @@ class Supervisor:
                 why = Break(
                     (), CgexecError("the graph was rebuilt on request while this was in flight; it may have run")
                 )
-                core.break_off(engine, why)
-                self._rebuild(core, engine, why)
+                if core.break_off(engine, why):
+                    self._rebuild(core, engine, why)
         if core.state is GraphState.READY:
             done.set_result(None)
         elif core.state is GraphState.CLOSED:

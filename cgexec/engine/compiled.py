@@ -21,6 +21,7 @@ Private names used here, on an object of ``ray.dag.CompiledDAG``:
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -57,6 +58,8 @@ from cgexec.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
+_HEADING = re.compile(r"^\S*ray::.*\(pid=(?P<pid>\d+), ip=(?P<ip>[^,)]+)", re.MULTILINE)
+
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 
@@ -72,6 +75,18 @@ def compile_graph(bound: BoundGraph, settings: Settings) -> Any:
     )
     hush(compiled._monitor)
     return compiled
+
+
+def _process_of(error: RayTaskError) -> tuple[str, int]:
+    """Return the address and the process id of where ``error`` was raised; ("", -1) if it cannot be known.
+
+    An error that has passed through another stage is an instance of its cause and no longer says so but in the heading
+    of its text, which Ray writes: ``ray::Worker.method() (pid=..., ip=...)``.
+    """
+    if "pid" in vars(error):
+        return error.ip, error.pid
+    heading = _HEADING.search(str(error))
+    return (heading["ip"], int(heading["pid"])) if heading else ("", -1)
 
 
 class CompiledEngine:
@@ -218,7 +233,7 @@ class CompiledEngine:
         result that cannot be loaded: those are no values either.
         """
         if isinstance(read, RayTaskError):
-            host_id = self._host_of_process.get((read.ip, read.pid))
+            host_id = self._host_of_process.get(_process_of(read))
             return OutputError(read.as_instanceof_cause(), host_id, self._only_method(host_id))
         if isinstance(read, (UnserializableException, RaySystemError)):
             return OutputError(read, None, None)

@@ -1,0 +1,96 @@
+"""A real Ray on this machine, and actors whose tests are failed if they leave anything behind."""
+
+import os
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from workers import Worker
+
+from cgexec import GraphConfig
+
+# Every compile leaves its buffers in shared memory until Ray ends: small ones let many graphs share one Ray.
+SMALL = GraphConfig(buffer_size_bytes=10_000, max_inflight=4)
+CLEAN_UP_S = 20.0
+OUR_THREADS = ("cgexec-", "CompiledGraphMonitorThread")
+
+
+def eventually(check: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    """Return what ``check()`` returns as soon as it is true; at the timeout, whatever it returns then."""
+    end = time.monotonic() + timeout_s
+    while not (found := check()) and time.monotonic() < end:
+        time.sleep(0.005)
+    return found
+
+
+def live_actors() -> dict[str, int]:
+    """Return the process id of every actor that is not dead, Ray's own included, by actor id."""
+    actors = ray._private.state.actors()
+    return {actor_id: actor["Pid"] for actor_id, actor in actors.items() if actor["State"] != "DEAD"}
+
+
+def our_threads() -> list[str]:
+    """Return the names of the threads that belong to a graph."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(OUR_THREADS)]
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process exists and has not ended."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine, for the tests of one module."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=300_000_000,
+    )
+    yield
+    ray.shutdown()
+
+
+class Spawner:
+    """Starts actors for one test and remembers them."""
+
+    def __init__(self) -> None:
+        self.actors: list[Any] = []
+
+    def __call__(self, num: int, worker: Any = Worker, **options: Any) -> list[Any]:
+        """Start ``num`` workers labelled 0, 1, 2, ..., and return when they run."""
+        actors = [ray.remote(worker).options(num_cpus=0, **options).remote(label) for label in range(num)]
+        self.actors += actors
+        ray.get([actor.__ray_ready__.remote() for actor in actors])
+        return actors
+
+
+@pytest.fixture
+def spawn(local_ray: None) -> Iterator[Spawner]:
+    """Start actors; fails the test if, when it ends, threads or actors of a graph are left, or processes at last."""
+    before = live_actors()
+    spawner = Spawner()
+    yield spawner
+    own = {actor._actor_id.hex() for actor in spawner.actors}
+    assert eventually(lambda: not our_threads(), CLEAN_UP_S), f"threads were left: {our_threads()}"
+    assert eventually(lambda: live_actors().keys() <= before.keys() | own, CLEAN_UP_S), (
+        f"actors were left: {live_actors().keys() - before.keys() - own}"
+    )
+    processes = [pid for actor_id, pid in live_actors().items() if actor_id in own]
+    for actor in spawner.actors:
+        ray.kill(actor)
+    assert eventually(lambda: not own & live_actors().keys(), CLEAN_UP_S), "actors outlived ray.kill"
+    assert eventually(lambda: not any(map(is_running, processes)), CLEAN_UP_S), "processes of dead actors were left"

@@ -1,0 +1,38 @@
+"""The examples, run as the README runs them."""
+
+import re
+import sys
+from pathlib import Path
+
+from test_cli import run
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_host_loss():
+    code, out, err, _ = run(sys.executable, str(EXAMPLES / "host_loss.py"))
+    assert code == 0, out + err
+    lines = out.splitlines()
+    assert lines[0] == "['ping', 'ping', 'ping', 'ping']"
+    assert lines[-2:] == ["generation 1, hosts [1, 2, 3]", "['pong', 'pong', 'pong']"]
+
+
+def served(*arguments):
+    """Run the inference loop; return its output after checking that the answers are the model's."""
+    code, out, err, _ = run(sys.executable, str(EXAMPLES / "inference_loop.py"), *arguments)
+    assert code == 0, out + err
+    assert "450 images" in out
+    assert "0 answers differ" in out
+    assert float(re.search(r"accuracy (0\.\d+)", out)[1]) > 0.95
+    assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms", out)
+    return out
+
+
+def test_inference_loop():
+    assert "generation 0, hosts [0, 1, 2, 3]" in served()
+
+
+def test_inference_loop_goes_on_after_the_loss_of_a_host():
+    out = served("--kill-after", "100")
+    assert "killing host 0 after 100 images" in out
+    assert "generation 1, hosts [1, 2, 3]" in out

@@ -1,0 +1,72 @@
+"""The private names of Ray that cgexec stands on: a new release that changes one of them fails here, by name."""
+
+import inspect
+
+import pytest
+import ray
+from ray.dag import ClassMethodNode, InputAttributeNode, InputNode, MultiOutputNode, compiled_dag_node
+from ray.dag import context as dag_context
+from ray.experimental.channel.common import ChannelOutputType
+from ray.experimental.channel.shared_memory_channel import CompositeChannel, SharedMemoryType
+from workers import request
+
+from cgexec.engine import preparation, ray_context
+
+
+@pytest.mark.parametrize("name", sorted(preparation._LOOP_FUNCTIONS))
+def test_the_loops_of_a_graph_are_functions_of_this_name(name):
+    assert inspect.isfunction(getattr(compiled_dag_node, name))
+
+
+@pytest.mark.parametrize(("attribute", "constant"), ray_context._DEFAULTS.items())
+def test_dagcontext_attributes_have_a_default_of_this_name(attribute, constant):
+    assert attribute in dag_context.DAGContext.__dataclass_fields__
+    assert dag_context.DAGContext.__dataclass_fields__[attribute].default == getattr(dag_context, constant)
+
+
+def test_a_shared_memory_buffer_takes_its_size_from_dagcontext():
+    assert "buffer_size_bytes" in inspect.signature(SharedMemoryType).parameters
+    assert "ctx.buffer_size_bytes" in inspect.getsource(SharedMemoryType.__init__)
+    parameters = list(inspect.signature(SharedMemoryType.create_channel).parameters)
+    assert parameters == ["self", "writer", "reader_and_node_list", "driver_actor_id"]
+
+
+def test_ray_logs_teardowns_through_the_logger_that_is_filtered():
+    assert compiled_dag_node.logger.name == "ray.dag.compiled_dag_node"
+
+
+def test_nodes_know_their_neighbours_and_their_actor(spawn):
+    (actor,) = spawn(1)
+    with InputNode() as inp:
+        part = inp[0]
+        node = actor.work.bind(part)
+        output = MultiOutputNode([node])
+    assert isinstance(node, ClassMethodNode)
+    assert isinstance(part, InputAttributeNode)
+    assert node._upstream_nodes == [part]
+    assert node._downstream_nodes == [output]
+    assert inp._downstream_nodes == [part]
+    assert node._get_actor_handle() == actor
+    assert node.is_class_method_call
+    assert type(node.type_hint) is ChannelOutputType
+    assert inp.input_attribute_nodes == {0: part}
+    assert actor._actor_id.hex() in ray._private.state.actors()
+
+
+def test_a_compiled_graph_shows_its_channels_its_loops_and_its_monitor(spawn):
+    actors = spawn(2)
+    with InputNode() as inp:
+        compiled = MultiOutputNode([actor.work.bind(inp) for actor in actors]).experimental_compile()
+    (channel,) = compiled.dag_input_channels
+    assert isinstance(channel, CompositeChannel)
+    assert len(channel._channels) == 1
+    assert compiled.idx_to_task[compiled.input_task_idx].output_idxs == [None]
+    assert len(compiled.dag_output_channels) == 2
+    assert set(compiled.worker_task_refs) == set(actors)
+    assert compiled._monitor.is_alive()
+    assert compiled._proxy_actor._actor_id.hex() in ray._private.state.actors()
+    serialised = ray._private.worker.global_worker.get_serialization_context().serialize(request(1))
+    assert serialised.total_bytes + len(serialised.metadata) > 0
+    channel.write(serialised, 1.0)
+    assert [output.read(10.0)[0] for output in compiled.dag_output_channels] == [1, 1]
+    compiled.teardown()

@@ -1,0 +1,385 @@
+"""After a system error: what is rebuilt, from whom, with what; and when the graph gives up."""
+
+import threading
+
+import pytest
+import ray
+from conftest import SMALL, eventually, is_running
+from ray.exceptions import ActorDiedError
+from workers import Worker, request
+
+from cgexec import (
+    GraphClosedError,
+    GraphConfig,
+    GraphExecutor,
+    GraphFailedError,
+    GraphState,
+    JobError,
+    JobFailed,
+    JobPreempted,
+    JobSucceeded,
+    NotEnoughHostsError,
+    RebuildPolicy,
+    chain,
+    fan_out,
+)
+from cgexec.lifecycle import GraphEvent
+
+DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
+
+
+def rebuilt(graph, generation):
+    """Wait until the graph serves in ``generation``."""
+    return eventually(lambda: graph.generation == generation and graph.state is GraphState.READY)
+
+
+def settled(graph):
+    """Wait until the graph is neither broken nor being rebuilt."""
+    return eventually(lambda: graph.state not in DOWN)
+
+
+def labels_in(result):
+    return [output[2] for output in result]
+
+
+@pytest.mark.parametrize("action", [("exit", 3), ("kill-self",)], ids=["os._exit", "SIGKILL"])
+def test_an_actor_that_ends_in_its_method_is_a_preemption_naming_it(spawn, action):
+    with GraphExecutor(spawn(3), fan_out("work"), config=SMALL) as graph:
+        others = [graph.submit(request(1))]
+        status = graph.execute(request(2, {1: action}), timeout_s=60)
+        assert isinstance(status, JobPreempted)
+        assert isinstance(status.error, ActorDiedError)
+        assert status.info.host.host_id == 1
+        assert (status.info.state, status.info.attempts, status.info.generation) == ("preempted", 1, 0)
+        assert graph.state is GraphState.READY, "execute answered before the graph was rebuilt"
+        assert others[0].status().info.state in ("succeeded", "preempted")
+        assert labels_in(graph.execute(request(3)).result) == [(0,), (2,)]
+        assert graph.generation == 1
+        assert graph.failure is None
+
+
+def test_everything_in_flight_at_the_loss_settles_and_nothing_is_answered_twice(spawn):
+    with GraphExecutor(spawn(3), chain("work"), config=SMALL) as graph:
+        stuck = graph.submit(request(0, {1: ("sleep", 600.0)}))
+        behind = [graph.submit(request(number)) for number in range(1, 4)]
+        ray.kill(graph.actors[1])
+        statuses = [execution.status(60) for execution in [stuck, *behind]]
+        assert [type(status) for status in statuses] == [JobPreempted] * 4
+        assert rebuilt(graph, 1)
+        assert graph.execute(request(9)).result == (9, {}, (0, 2))
+        assert [execution.status(0) for execution in [stuck, *behind]] == statuses
+
+
+def test_an_idle_death_is_noticed_and_the_next_execution_just_works(spawn):
+    with GraphExecutor(spawn(3), fan_out("work"), config=SMALL) as graph:
+        ray.kill(graph.actors[0])
+        assert rebuilt(graph, 1), "nobody called, and the death went unnoticed"
+        status = graph.execute(request(1))
+        assert isinstance(status, JobSucceeded)
+        assert labels_in(status.result) == [(1,), (2,)]
+        events = [entry.event for entry in graph.history]
+        assert events == [GraphEvent.BUILT, GraphEvent.SYSTEM_ERROR, GraphEvent.REBUILD, GraphEvent.BUILT]
+
+
+def test_two_hosts_that_die_together_cost_no_more_than_two_generations(spawn):
+    with GraphExecutor(spawn(4), fan_out("work"), config=SMALL) as graph:
+        for actor in graph.actors[1:3]:
+            ray.kill(actor)
+        assert eventually(lambda: {lost.info.host_id for lost in graph.lost_hosts} == {1, 2})
+        assert settled(graph)
+        assert graph.generation in (1, 2)
+        assert labels_in(graph.execute(request(1)).result) == [(0,), (3,)]
+
+
+def test_survivors_keep_their_process_and_their_state(spawn):
+    actors = spawn(3)
+    pids = ray.get([actor.pid.remote() for actor in actors])
+    with GraphExecutor(actors, fan_out("work"), config=SMALL) as graph:
+        for number in range(5):
+            graph.execute(request(number))
+        ray.kill(actors[1])
+        assert rebuilt(graph, 1)
+        graph.execute(request(5))
+        assert ray.get([actor.pid.remote() for actor in graph.actors]) == [pids[0], pids[2]]
+        assert ray.get([actor.what_was_seen.remote() for actor in graph.actors]) == [list(range(6))] * 2
+
+
+@pytest.mark.parametrize(
+    ("action", "word"),
+    [(("raise-keyboard-interrupt",), "KeyboardInterrupt"), (("return-a-lock",), "lock")],
+    ids=["KeyboardInterrupt", "a result that cannot be sent"],
+)
+def test_a_loop_that_ends_with_its_actor_alive_is_an_error_and_the_same_hosts_go_on(spawn, action, word):
+    with GraphExecutor(spawn(2), fan_out("work"), config=SMALL) as graph:
+        status = graph.execute(request(1, {1: action}), timeout_s=60)
+        assert isinstance(status, JobError)
+        assert status.info.state == "error"
+        assert status.info.host.host_id == 1
+        assert word in str(status.error)
+        assert rebuilt(graph, 1)
+        assert graph.lost_hosts == []
+        assert labels_in(graph.execute(request(2)).result) == [(0,), (1,)]
+
+
+def test_too_few_hosts_fail_the_graph_with_the_first_reason(spawn):
+    policy = RebuildPolicy(min_hosts=2)
+    with GraphExecutor(spawn(2), fan_out("work"), config=SMALL, policy=policy) as graph:
+        ray.kill(graph.actors[0])
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        for _ in range(2):
+            status = graph.execute(request(1))
+            assert isinstance(status, JobError)
+            assert isinstance(status.error, NotEnoughHostsError)
+            assert isinstance(status.error.reason, ActorDiedError)
+            assert status.info.attempts == 0
+        assert graph.failure is status.error
+        assert [host.host_id for host in graph.hosts] == [1]
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [0]
+        assert [(h.healthy, h.failed) for h in graph.check_health()] == [(False, True), (True, False)]
+        with pytest.raises(NotEnoughHostsError):
+            graph.rebuild()
+
+
+def test_the_budget_of_rebuilds_is_kept(spawn):
+    with GraphExecutor(spawn(3), fan_out("work"), config=SMALL, policy=RebuildPolicy(max_rebuilds=1)) as graph:
+        ray.kill(graph.actors[0])
+        assert rebuilt(graph, 1)
+        ray.kill(graph.actors[0])
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        assert isinstance(graph.failure, GraphFailedError)
+        assert "allows 1 rebuild" in str(graph.failure)
+
+
+def test_all_hosts_dead_fails_the_graph(spawn):
+    with GraphExecutor(spawn(2), chain("work"), config=SMALL) as graph:
+        for actor in graph.actors:
+            ray.kill(actor)
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        assert isinstance(graph.failure, NotEnoughHostsError)
+        assert {lost.info.host_id for lost in graph.lost_hosts} == {0, 1}
+        assert graph.actors == []
+
+
+def test_replace_fills_the_position_and_on_rebuild_restores_its_state_before_anything_runs(spawn):
+    spawner = spawn
+    calls = []
+
+    def replace(host):
+        calls.append(("replace", host.host_id, host.failed))
+        (actor,) = [ray.remote(Worker).options(num_cpus=0).remote(host.host_id)]
+        spawner.actors.append(actor)
+        return actor
+
+    def on_rebuild(generation, infos, actors):
+        calls.append(("on_rebuild", generation, [info.host_id for info in infos]))
+        seen = ray.get(actors[0].what_was_seen.remote())
+        ray.get(actors[1].restore.remote(seen))
+
+    policy = RebuildPolicy(replace=replace, on_rebuild=on_rebuild)
+    actors = spawn(3)
+    with GraphExecutor(actors, chain("work"), config=SMALL, policy=policy) as graph:
+        for number in range(3):
+            assert graph.execute(request(number)).result == (number, {}, (0, 1, 2))
+        assert calls == [], "a hook ran for the first build"
+        ray.kill(actors[1])
+        assert rebuilt(graph, 1)
+        assert graph.execute(request(3)).result == (3, {}, (0, 1, 2))
+        assert calls == [("replace", 1, True), ("on_rebuild", 1, [0, 1, 2])]
+        assert graph.actors[0] == actors[0]
+        assert graph.actors[2] == actors[2]
+        assert graph.actors[1] != actors[1]
+        assert [host.host_id for host in graph.hosts] == [0, 1, 2]
+        assert ray.get(graph.actors[1].what_was_seen.remote()) == [0, 1, 2, 3]
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
+
+
+def test_a_replacement_whose_constructor_raises_fails_the_graph_and_is_not_tried_again(spawn):
+    tried = []
+
+    def replace(host):
+        tried.append(host.host_id)
+        actor = ray.remote(Worker).options(num_cpus=0).remote()  # its label is missing
+        spawn.actors.append(actor)
+        return actor
+
+    with GraphExecutor(spawn(2), chain("work"), config=SMALL, policy=RebuildPolicy(replace=replace)) as graph:
+        ray.kill(graph.actors[0])
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        assert "constructor raised" in str(graph.failure)
+        assert tried == [0]
+
+
+@pytest.mark.parametrize("hook", ["replace", "on_rebuild"])
+def test_a_hook_that_raises_fails_the_graph_with_its_error(spawn, hook):
+    def fail(*args):
+        raise LookupError(f"{hook} has nothing to offer")
+
+    with GraphExecutor(spawn(2), chain("work"), config=SMALL, policy=RebuildPolicy(**{hook: fail})) as graph:
+        ray.kill(graph.actors[0])
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        assert isinstance(graph.failure.reason, LookupError)
+        assert f"{hook} has nothing to offer" in str(graph.failure)
+
+
+def test_a_hook_that_outlives_its_bound_fails_the_graph(spawn):
+    never = threading.Event()
+    policy = RebuildPolicy(on_rebuild=lambda *args: never.wait(60), hook_timeout_s=0.3)
+    with GraphExecutor(spawn(2), chain("work"), config=SMALL, policy=policy) as graph:
+        ray.kill(graph.actors[0])
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        assert "on_rebuild" in str(graph.failure)
+        assert "0.3 s" in str(graph.failure)
+    never.set()
+
+
+def test_a_replacement_that_is_no_actor_fails_the_graph(spawn):
+    policy = RebuildPolicy(replace=lambda host: "not an actor")
+    with GraphExecutor(spawn(2), chain("work"), config=SMALL, policy=policy) as graph:
+        ray.kill(graph.actors[0])
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        assert "not an actor" in str(graph.failure)
+
+
+def test_a_host_that_dies_during_the_hook_starts_the_rebuild_over(spawn):
+    killed = []
+
+    def on_rebuild(generation, infos, actors):
+        if not killed:
+            killed.append(infos[0].host_id)
+            ray.kill(actors[0])
+            ray.get(actors[0].what_was_seen.remote())  # raises ActorDiedError: not the hook's fault
+
+    policy = RebuildPolicy(on_rebuild=on_rebuild, backoff_s=0.01)
+    with GraphExecutor(spawn(3), fan_out("work"), config=SMALL, policy=policy) as graph:
+        ray.kill(graph.actors[2])
+        assert rebuilt(graph, 1), graph.history
+        assert killed == [0]
+        assert labels_in(graph.execute(request(1)).result) == [(1,)]
+        assert {lost.info.host_id for lost in graph.lost_hosts} == {0, 2}
+
+
+def test_a_builder_that_cannot_go_on_fails_the_graph_with_its_reason(spawn):
+    def build(inp, actors, infos):
+        if len(infos) < 2:
+            raise RuntimeError(f"no stage is left for host {infos[0].host_id}")
+        return actors[1].work.bind(actors[0].work.bind(inp))
+
+    with GraphExecutor(spawn(2), build, config=SMALL) as graph:
+        assert graph.execute(request(1)).result == (1, {}, (0, 1))
+        ray.kill(graph.actors[0])
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        assert "no stage is left for host 1" in str(graph.failure)
+        assert isinstance(graph.execute(request(2)), JobError)
+
+
+def test_an_actor_that_ray_restarts_stays_in_its_position_and_is_reported_as_lost(spawn):
+    actors = spawn(2, max_restarts=1)
+    with GraphExecutor(actors, fan_out("work"), config=SMALL) as graph:
+        assert labels_in(graph.execute(request(1)).result) == [(0,), (1,)]
+        status = graph.execute(request(2, {1: ("exit", 1)}), timeout_s=60)
+        assert isinstance(status, JobPreempted)
+        assert settled(graph)
+        assert graph.state is GraphState.READY, graph.history
+        assert labels_in(graph.execute(request(3)).result) == [(0,), (1,)]
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
+        assert ray.get([actor.what_was_seen.remote() for actor in graph.actors]) == [[1, 2, 3], [3]]
+
+
+def test_rebuild_on_request_settles_what_is_in_flight_and_keeps_every_host(spawn):
+    with GraphExecutor(spawn(2), fan_out("work"), config=SMALL) as graph:
+        execution = graph.submit(request(1, {0: ("sleep", 0.3)}))
+        graph.rebuild()
+        assert graph.generation == 1
+        assert [output[0] for output in execution.result(0)] == [1, 1]
+        for number in range(2, 6):
+            assert labels_in(graph.execute(request(number)).result) == [(0,), (1,)]
+        graph.rebuild()
+        assert graph.generation == 2
+        assert graph.lost_hosts == []
+
+
+def test_rebuild_kills_and_names_an_actor_that_is_stuck_in_its_method(spawn):
+    config = GraphConfig(buffer_size_bytes=10_000, max_inflight=4, teardown_timeout_s=0.5)
+    with GraphExecutor(spawn(2), fan_out("work"), config=config) as graph:
+        pid = ray.get(graph.actors[1].pid.remote())
+        execution = graph.submit(request(1, {1: ("sleep", 600.0)}))
+        graph.rebuild()
+        status = execution.status(0)
+        assert isinstance(status, JobError)
+        assert "on request" in str(status.error)
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
+        assert "0.5 s" in str(graph.lost_hosts[0].cause)
+        assert labels_in(graph.execute(request(2)).result) == [(0,)]
+        assert eventually(lambda: not is_running(pid))
+
+
+def test_an_execution_waits_for_the_rebuild_up_to_its_submit_timeout(spawn):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def on_rebuild(generation, infos, actors):
+        entered.set()
+        go_on.wait(60)
+
+    config = GraphConfig(buffer_size_bytes=10_000, max_inflight=4, submit_timeout_s=0.2)
+    policy = RebuildPolicy(on_rebuild=on_rebuild)
+    with GraphExecutor(spawn(2), fan_out("work"), config=config, policy=policy) as graph:
+        ray.kill(graph.actors[0])
+        assert entered.wait(60)
+        assert graph.state is GraphState.REBUILDING
+        assert isinstance(graph.failure, ActorDiedError)
+        status = graph.execute(request(1))
+        assert isinstance(status, JobError)
+        assert (status.info.state, status.info.attempts) == ("error", 0)
+        assert "rebuilding" in str(status.error)
+        go_on.set()
+        assert rebuilt(graph, 1)
+        assert labels_in(graph.execute(request(2)).result) == [(1,)]
+        assert ray.get(graph.actors[0].what_was_seen.remote()) == [2]
+
+
+def test_close_during_a_rebuild_ends_it(spawn):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def on_rebuild(generation, infos, actors):
+        entered.set()
+        go_on.wait(60)
+
+    graph = GraphExecutor(spawn(2), fan_out("work"), config=SMALL, policy=RebuildPolicy(on_rebuild=on_rebuild))
+    ray.kill(graph.actors[0])
+    assert entered.wait(60)
+    closing = threading.Thread(target=graph.close)
+    closing.start()
+    assert eventually(lambda: graph.state is GraphState.CLOSED)
+    go_on.set()
+    closing.join(60)
+    assert not closing.is_alive()
+    with pytest.raises(GraphClosedError):
+        graph.execute(request(1))
+
+
+def test_an_application_error_is_no_reason_to_rebuild_even_one_of_a_dead_actor_elsewhere(spawn):
+    actors = spawn(2)
+    (bystander,) = spawn(1)
+    ray.kill(bystander)
+
+    class Caller(Worker):
+        def ask(self, message):
+            return ray.get(bystander.what_was_seen.remote())
+
+    callers = spawn(1, Caller)
+    with GraphExecutor([*callers, *actors], lambda inp, actors: actors[0].ask.bind(inp), config=SMALL) as graph:
+        status = graph.execute(request(1))
+        assert isinstance(status, JobFailed)
+        assert isinstance(status.error, ActorDiedError)
+        assert graph.generation == 0
+
+
+def test_a_spare_host_takes_over(spawn):
+    def build(inp, actors, infos):
+        return actors[0].work.bind(inp)
+
+    with GraphExecutor(spawn(2), build, config=SMALL) as graph:
+        assert graph.execute(request(1)).result == (1, {}, (0,))
+        ray.kill(graph.actors[0])
+        assert rebuilt(graph, 1)
+        assert graph.execute(request(2)).result == (2, {}, (1,))

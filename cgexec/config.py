@@ -13,7 +13,8 @@ from cgexec.settings import (
     check_count,
     check_duration,
     check_flag,
-    check_wait,
+    check_limit,
+    check_pause,
 )
 from cgexec.topology import HostInfo
 
@@ -92,9 +93,12 @@ class RebuildPolicy:
 
     def __post_init__(self) -> None:
         check_count("min_hosts", self.min_hosts, FROM_POLICY)
-        if self.max_rebuilds is not None and self.max_rebuilds != 0:
-            check_count("max_rebuilds", self.max_rebuilds, FROM_POLICY)
+        if self.max_rebuilds is not None:
+            check_limit("max_rebuilds", self.max_rebuilds, FROM_POLICY)
         check_duration("hook_timeout_s", self.hook_timeout_s, FROM_POLICY)
         check_duration("probe_timeout_s", self.probe_timeout_s, FROM_POLICY)
-        if check_wait("backoff_s", self.backoff_s, FROM_POLICY) < 0:
-            raise ValueError(f"backoff_s={self.backoff_s!r} (from {FROM_POLICY}) is not usable: expected 0 or more")
+        check_pause("backoff_s", self.backoff_s, FROM_POLICY)
+        for name in ("replace", "on_rebuild"):
+            hook = getattr(self, name)
+            if hook is not None and not callable(hook):
+                raise ValueError(f"{name}={hook!r} (from {FROM_POLICY}) is not usable: expected a function or None")

@@ -6,10 +6,7 @@
               │                    │                           │
               └ unfit: JobFailed   └ generation broke: lost    └ by whoever waits: one reader at a time
 
-One lock guards everything; nothing that can block is called under it. Writers take turns. A thread that waits for an
-execution reads, if nobody else does, until its own has settled or its time has run out; then the next one reads on.
-Executions are read strictly in the order in which they were sent, and an output that was read stays with its execution:
-that is what keeps each answer with its own question, through any number of waits that ran out.
+One lock guards everything; nothing that can block is called under it. Writers take turns; so do readers (``reading``).
 
 When a generation breaks, the thread that notices only says so (``on_break``). The supervisor finds out why, calls
 ``break_off`` to settle what was in flight, and later ``open`` or ``fail``.
@@ -20,12 +17,10 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.exceptions import RayCgraphCapacityExceeded, RayChannelError, RayChannelTimeoutError
+from ray.exceptions import RayChannelError, RayChannelTimeoutError
 
 from cgexec.classify import Verdict
 from cgexec.deadline import Deadline
@@ -33,13 +28,19 @@ from cgexec.engine.protocol import Break, Engine, EngineBrokenError, Member, Sen
 from cgexec.errors import GraphClosedError, GraphFailedError
 from cgexec.execution import Execution
 from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry, Lifecycle
-from cgexec.outcomes import failed_status, pending_status, status_of_break, status_of_output, status_of_outputs
+from cgexec.outcomes import (
+    failed_status,
+    no_room,
+    not_ready,
+    pending_status,
+    ran_out,
+    status_of_break,
+    status_of_output,
+)
+from cgexec.reading import LONGEST_WAIT_S, Reader, condemn
 from cgexec.settings import FROM_CALL, Settings, check_wait
 from cgexec.status import JobFailed, JobStatus
 from cgexec.topology import HostInfo, LostHost
-
-LONGEST_WAIT_S = 0.1  # in one go, so that Ctrl-C and a closed graph are noticed
-FAIL_FAST_GRACE_S = 0.05  # after a first application error, for the other hosts' errors to be reported with it
 
 
 class GraphCore:
@@ -51,18 +52,15 @@ class GraphCore:
         self.name = name
         self.kind = kind
         self.settings = settings
-        self._fail_fast = fail_fast
         self._on_break = on_break
         self._changed = threading.Condition(threading.Lock())
+        self._reader = Reader(self._changed, fail_fast, self._settle_locked, on_break)
         self._writing = threading.Lock()
         self._lifecycle = Lifecycle()
         self._numbers = itertools.count()
-        self._engine: Engine | None = None
         self._members: tuple[Member, ...] = ()
         self._hosts: Mapping[int, HostInfo] = {}
         self._lost_hosts: list[LostHost] = []
-        self._in_flight: deque[Execution] = deque()
-        self._reading = False
         self._why: Break | None = None
         self._failure: Exception | None = None
 
@@ -112,12 +110,11 @@ class GraphCore:
             self._writing.release()
         return execution
 
-    def _no_room(self) -> RayCgraphCapacityExceeded:
-        submit_timeout_s = self.settings.submit_timeout_s.value
-        return RayCgraphCapacityExceeded(
-            f"no slot of graph {self.name!r} became free within the submit timeout ({submit_timeout_s:g} s): "
-            f"{len(self._in_flight)} executions are in flight; nothing was sent"
-        )
+    def _no_room(self) -> Exception:
+        return no_room(self.name, len(self._reader.in_flight), self.settings.submit_timeout_s.value)
+
+    def _not_ready(self) -> Exception:
+        return not_ready(self.name, self._lifecycle.state.value, self.settings.submit_timeout_s.value)
 
     def _await_room(self, execution: Execution, deadline: Deadline) -> Engine | None:
         """Return an engine with a free slot; or settle ``execution``, if there is none in time, and return None."""
@@ -132,30 +129,24 @@ class GraphCore:
                     return None
                 engine = self._usable_engine()
                 late = deadline.remaining_s() == 0
-                if engine is not None and (self._has_room() or (late and self._look(self._has_room))):
+                if engine is not None and (self._has_room() or (late and self._reader.look(self._has_room))):
                     return engine
                 if late:
-                    self._refuse_locked(execution, self._no_room() if engine else self._not_ready(state))
+                    self._refuse_locked(execution, self._no_room() if engine else self._not_ready())
                     return None
-                self._read_or_wait(deadline)
+                self._reader.read_or_wait(deadline)
 
     def _usable_engine(self) -> Engine | None:
-        engine = self._engine if self._lifecycle.state is GraphState.READY else None
+        engine = self._reader.engine if self._lifecycle.state is GraphState.READY else None
         return None if engine is None or engine.broken else engine
 
     def _has_room(self) -> bool:
         engine = self._usable_engine()
-        return engine is not None and len(self._in_flight) < engine.capacity
+        return engine is not None and len(self._reader.in_flight) < engine.capacity
 
     def _refuse_locked(self, execution: Execution, error: Exception) -> None:
         """Settle an execution of which nothing was sent."""
         self._settle_locked(execution, failed_status(execution.draft_info(), Verdict.ERROR, error))
-
-    def _not_ready(self, state: GraphState) -> RayChannelTimeoutError:
-        return RayChannelTimeoutError(
-            f"graph {self.name!r} is {state.value} and was not ready within the submit timeout "
-            f"({self.settings.submit_timeout_s.value:g} s); nothing was sent"
-        )
 
     def _send(
         self,
@@ -180,28 +171,19 @@ class GraphCore:
             self._on_break(engine, error.reason)
             if not error.sent:
                 return
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again there if it is no Exception
             # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted.
-            self._condemn(engine, error, "a write")
+            condemn(engine, error, "a write", self._on_break)
         with self._changed:
             execution.attempts = 1
             execution.spec = engine.spec
             execution.received = [None] * len(engine.spec.outputs)
             execution.hosts = self._hosts
             execution.generation = self._lifecycle.generation
-            if engine is self._engine:
-                self._in_flight.append(execution)
+            if engine is self._reader.engine:
+                self._reader.in_flight.append(execution)
             else:  # the generation was broken off while this was being sent
                 self._lose_locked(execution)
-
-    def _condemn(self, engine: Engine, error: BaseException, what: str) -> None:
-        """Give up a generation whose channels may have lost their place; raises ``error`` again if it is no Exception."""
-        engine.broken = True
-        if isinstance(error, Exception):
-            self._on_break(engine, error)
-            return
-        self._on_break(engine, RayChannelError(f"{type(error).__name__} interrupted {what}"))
-        raise error
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
@@ -218,14 +200,14 @@ class GraphCore:
         """Return the outcome of ``execution``, or a pending JobError at the deadline."""
         started = time.monotonic()
         with self._changed:
-            self._read_until(lambda: execution.final is not None, deadline)
+            self._reader.until(lambda: execution.final is not None, deadline)
             return execution.final or self._ran_out_locked(execution, time.monotonic() - started)
 
     def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
         """See ``Execution.outputs``."""
         deadline, started = self._deadline(timeout_s), time.monotonic()
         with self._changed:
-            arrived = self._read_until(lambda: execution.complete, deadline)
+            arrived = self._reader.until(lambda: execution.complete, deadline)
             missing = (execution.loss or execution.final) if arrived else None
             if missing is None:
                 missing = self._ran_out_locked(execution, time.monotonic() - started)
@@ -240,7 +222,7 @@ class GraphCore:
     def look(self, execution: Execution) -> bool:
         """See ``Execution.done``."""
         with self._changed:
-            return self._look(lambda: execution.final is not None)
+            return self._reader.look(lambda: execution.final is not None)
 
     def wait_open(self, deadline: Deadline) -> None:
         """Return when the graph is neither broken nor being rebuilt, or at the deadline."""
@@ -250,91 +232,9 @@ class GraphCore:
 
     def _ran_out_locked(self, execution: Execution, waited_s: float) -> JobStatus:
         self._lifecycle.apply(GraphEvent.WAIT_RAN_OUT, time.monotonic(), f"execution {execution.number}")
-        missing = []
-        if execution.spec is not None and self._in_flight and self._in_flight[0] is execution:
-            pairs = zip(execution.spec.outputs, execution.received, strict=True)
-            missing = [f"{port.method}() of host {port.host_id}" for port, output in pairs if output is None]
-        ahead = next((n for n, other in enumerate(self._in_flight) if other is execution), 0)
-        waits_for = f"; waiting for {', '.join(missing)}" if missing else f"; {ahead} are ahead of it" if ahead else ""
-        return pending_status(
-            execution.draft_info(),
-            RayChannelTimeoutError(
-                f"execution {execution.number} of graph {self.name!r} has not settled after {waited_s:.3g} s"
-                f"{waits_for}; it goes on, and a later status() may have the outcome"
-            ),
-        )
-
-    # -- reading (the lock is held on entry and on return) -------------------------------------------------------------
-
-    def _read_until(self, settled: Callable[[], bool], deadline: Deadline) -> bool:
-        """Read, or wait for who does, until ``settled()`` or the deadline; a deadline that has passed looks once."""
-        while not settled():
-            if deadline.remaining_s() == 0:
-                return self._look(settled)
-            self._read_or_wait(deadline)
-        return True
-
-    def _look(self, settled: Callable[[], bool]) -> bool:
-        """Take what has arrived, without waiting, for as long as each look completes an execution."""
-        while not settled() and self._may_read():
-            head = self._in_flight[0]
-            self._read(0.0)
-            if not head.complete:
-                break
-        return settled()
-
-    def _may_read(self) -> bool:
-        return bool(self._in_flight) and not self._reading and self._engine is not None and not self._engine.broken
-
-    def _read_or_wait(self, deadline: Deadline) -> None:
-        """Read the oldest execution for a while, or wait for a change if it is not for this thread to read."""
-        if self._may_read():
-            self._read(deadline.slice_s(LONGEST_WAIT_S))
-        else:
-            self._changed.wait(deadline.wait_s())
-
-    def _read(self, timeout_s: float) -> None:
-        """Read outputs of the oldest execution, without the lock, and settle it if that is enough."""
-        engine, head = self._engine, self._in_flight[0]
-        if engine is None:
-            return
-        if head.error_seen_at is not None and head.final is None:
-            timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
-        self._reading = True
-        try:
-            with self._unlocked():
-                engine.collect(head.received, timeout_s)
-        except EngineBrokenError as error:
-            self._on_break(engine, error.reason)
-        except BaseException as error:
-            # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
-            self._condemn(engine, error, "a read")
-        finally:
-            self._reading = False
-            self._advance(head)
-            self._changed.notify_all()
-
-    @contextmanager
-    def _unlocked(self) -> Iterator[None]:
-        self._changed.release()
-        try:
-            yield
-        finally:
-            self._changed.acquire()
-
-    def _advance(self, head: Execution) -> None:
-        """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""
-        if head.complete:
-            return
-        complete = head.has_all()
-        if head.error_seen_at is None and head.has_error():
-            head.error_seen_at = time.monotonic()
-        overdue = head.error_seen_at is not None and time.monotonic() >= head.error_seen_at + FAIL_FAST_GRACE_S
-        if head.final is None and head.spec is not None and (complete or (self._fail_fast and overdue)):
-            self._settle_locked(head, status_of_outputs(head.draft_info(), head.spec, head.received, head.hosts))
-        if complete:
-            head.complete = True
-            self._in_flight.popleft()
+        ahead = next((place for place, other in enumerate(self._reader.in_flight) if other is execution), 0)
+        info = execution.draft_info()
+        return pending_status(info, ran_out(info, waited_s, ahead, execution.spec, execution.received))
 
     # -- settling ----------------------------------------------------------------------------------------------------
 
@@ -371,7 +271,7 @@ class GraphCore:
                 return False
             self._members = tuple(members)
             self._hosts = {member.info.host_id: member.info for member in members}
-            self._engine, self._why, self._failure = engine, None, None
+            self._reader.engine, self._why, self._failure = engine, None, None
             names = ", ".join(str(member.info.host_id) for member in members)
             self._lifecycle.apply(GraphEvent.BUILT, time.monotonic(), f"on host {names}")
             self._changed.notify_all()
@@ -379,11 +279,11 @@ class GraphCore:
 
     def current_engine(self) -> Engine | None:
         """Return the engine that executions run on now."""
-        return self._engine
+        return self._reader.engine
 
     def is_current(self, engine: Engine) -> bool:
         """Return whether executions still run on ``engine``."""
-        return self._engine is engine
+        return self._reader.engine is engine
 
     def break_off(self, engine: Engine, why: Break) -> bool:
         """Take ``engine`` away and settle what was in flight on it; it has broken, or is to be replaced.
@@ -392,14 +292,14 @@ class GraphCore:
         """
         with self._changed:
             # A reader that is on its way out may be carrying an output that completes an execution.
-            self._changed.wait_for(lambda: not self._reading, 10 * LONGEST_WAIT_S)
-            if self._engine is not engine:
+            self._changed.wait_for(lambda: not self._reader.reading, 10 * LONGEST_WAIT_S)
+            if self._reader.engine is not engine:
                 return False
-            self._engine, self._why, self._failure = None, why, why.error
+            self._reader.engine, self._why, self._failure = None, why, why.error
             if self._lifecycle.state is GraphState.READY:
                 self._lifecycle.apply(GraphEvent.SYSTEM_ERROR, time.monotonic(), _one_line(why.error))
-            while self._in_flight:
-                self._lose_locked(self._in_flight.popleft())
+            while self._reader.in_flight:
+                self._lose_locked(self._reader.in_flight.popleft())
             self._changed.notify_all()
             return True
 
@@ -426,7 +326,7 @@ class GraphCore:
     def drain(self, deadline: Deadline) -> None:
         """Settle what is in flight, as far as it arrives before the deadline."""
         with self._changed:
-            self._read_until(lambda: not self._in_flight, deadline)
+            self._reader.until(lambda: not self._reader.in_flight, deadline)
 
     def close(self) -> bool:
         """Take no more executions; False if the graph was closed before."""
@@ -440,10 +340,10 @@ class GraphCore:
     def abandon(self, error: Exception, timeout_s: float) -> Engine | None:
         """Settle what is still in flight with ``error``, and return the engine, to be torn down by the caller."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._reading, timeout_s)
-            engine, self._engine = self._engine, None
-            while self._in_flight:
-                execution = self._in_flight.popleft()
+            self._changed.wait_for(lambda: not self._reader.reading, timeout_s)
+            engine, self._reader.engine = self._reader.engine, None
+            while self._reader.in_flight:
+                execution = self._reader.in_flight.popleft()
                 self._settle_locked(execution, failed_status(execution.draft_info(), Verdict.ERROR, error))
                 execution.complete = True
             self._changed.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Deadline:
 
     def wait_s(self) -> float | None:
         """Return the seconds left as ``threading`` takes them: None for ever."""
-        return None if self.at == math.inf else self.remaining_s()
+        return None if self.at == math.inf else self.slice_s(threading.TIMEOUT_MAX)
 
     def slice_s(self, longest_s: float) -> float:
         """Return the seconds to wait in one go: what is left, but at most ``longest_s``."""

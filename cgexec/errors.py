@@ -40,7 +40,8 @@ class GraphFailedError(CgexecError):
     def __init__(self, message: str, reason: BaseException | None = None) -> None:
         super().__init__(message)
         self.reason = reason
-        self.__cause__ = reason
+        if reason is not None:
+            self.__cause__ = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.reason)

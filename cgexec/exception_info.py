@@ -3,11 +3,14 @@
 ``pickle`` drops an exception's traceback, cause, context and notes, and fails on an exception whose arguments cannot
 be pickled or whose class cannot be built again. An ``ExceptionInfo`` takes the chain apart before it crosses: each
 link carries its pickled exception if that can be had, and always its type name, text and traceback. A link that cannot
-be loaded arrives as an ``UnpicklableExceptionError`` that says what it was.
+be loaded arrives as an ``UnpicklableExceptionError`` that says what it was. The members of an exception group count as
+links of the chain; of a chain of more than ``LONGEST_CHAIN`` links the rest stays behind.
 """
 
 from __future__ import annotations
 
+import builtins
+import copy
 import pickle
 import sys
 import traceback
@@ -19,6 +22,10 @@ import tblib
 from ray import cloudpickle
 
 from cgexec.errors import UnpicklableExceptionError
+
+LONGEST_CHAIN = 100
+
+_GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # Python 3.11 on
 
 
 @dataclass
@@ -49,21 +56,22 @@ class ExceptionInfo:
         raise ex.with_traceback(tb)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _load, (_take_apart(self.ex), self.tb.to_dict() if self.tb is not None else None)
+        return _load, (_take_apart(self.ex), _frames(self.tb))
 
 
 @dataclass
 class _Link:
-    """One exception of a chain; ``cause`` and ``context`` are the places of others in the chain."""
+    """One exception of a chain; ``cause``, ``context`` and ``members`` are the places of others in the chain."""
 
     pickled: bytes | None
     type_name: str
     text: str
     traceback_text: str
-    traceback: dict[str, Any] | None
+    frames: list[dict[str, Any]]
     notes: list[str]
     cause: int | None
     context: int | None
+    members: list[int]
     suppress_context: bool
 
 
@@ -73,11 +81,16 @@ def qualified_name(exception: BaseException) -> str:
     return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _text(exception: BaseException) -> str:
+def _text(value: object) -> str:
     try:
-        return str(exception)
+        return str(value)
     except Exception as error:  # noqa: BLE001 - a broken __str__ of a user's class must not lose the exception
         return f"<its text cannot be had: {type(error).__name__}>"
+
+
+def _notes(exception: BaseException) -> list[str]:
+    notes = getattr(exception, "__notes__", None)
+    return [_text(note) for note in notes] if isinstance(notes, (list, tuple)) else []
 
 
 def _pickled(exception: BaseException) -> bytes | None:
@@ -87,33 +100,62 @@ def _pickled(exception: BaseException) -> bytes | None:
         return None
 
 
-def _formatted(exception: BaseException) -> str:
-    return "".join(traceback.format_exception(type(exception), exception, exception.__traceback__, chain=False))
+def _frames(tb: tblib.Traceback | None) -> list[dict[str, Any]]:
+    """Return the frames of ``tb``, outermost first: a flat list, since pickle and tblib recurse once for each."""
+    frames = []
+    while tb is not None:
+        frame = copy.copy(tb)
+        frame.tb_next = None
+        frames.append(frame.to_dict())
+        tb = tb.tb_next
+    return frames
+
+
+def _traceback(frames: list[dict[str, Any]]) -> tblib.Traceback | None:
+    """Return the traceback that ``_frames`` took apart."""
+    tb: tblib.Traceback | None = None
+    for frame in reversed(frames):
+        outer = tblib.Traceback.from_dict(frame)
+        outer.tb_next = tb
+        tb = outer
+    return tb
+
+
+def _linked(exception: BaseException) -> tuple[BaseException | None, BaseException | None, tuple[BaseException, ...]]:
+    """Return the cause, the context and the members of ``exception``."""
+    members = exception.exceptions if isinstance(exception, _GROUP) else ()
+    return exception.__cause__, exception.__context__, members
 
 
 def _take_apart(ex: BaseException | None) -> list[_Link]:
     """Return the chain of ``ex``, itself first; an exception that occurs twice, or in a cycle, stands once."""
     chain: list[BaseException] = [] if ex is None else [ex]
-    place = {id(exception): index for index, exception in enumerate(chain)}
+    place: dict[int | None, int] = {id(exception): index for index, exception in enumerate(chain)}
     for exception in chain:  # grows while it is walked
-        for linked in (exception.__cause__, exception.__context__):
-            if linked is not None and id(linked) not in place:
+        cause, context, members = _linked(exception)
+        for linked in (cause, context, *members):
+            if linked is not None and id(linked) not in place and len(chain) < LONGEST_CHAIN:
                 place[id(linked)] = len(chain)
                 chain.append(linked)
-    return [
-        _Link(
-            pickled=_pickled(exception),
-            type_name=qualified_name(exception),
-            text=_text(exception),
-            traceback_text=_formatted(exception),
-            traceback=tblib.Traceback(exception.__traceback__).to_dict() if exception.__traceback__ else None,
-            notes=[str(note) for note in getattr(exception, "__notes__", ())],
-            cause=place[id(exception.__cause__)] if exception.__cause__ is not None else None,
-            context=place[id(exception.__context__)] if exception.__context__ is not None else None,
-            suppress_context=exception.__suppress_context__,
-        )
-        for exception in chain
-    ]
+    return [_link(exception, place) for exception in chain]
+
+
+def _link(exception: BaseException, place: dict[int | None, int]) -> _Link:
+    cause, context, members = _linked(exception)
+    tb = exception.__traceback__
+    text = traceback.format_exception(type(exception), exception, tb, chain=False)
+    return _Link(
+        pickled=_pickled(exception),
+        type_name=qualified_name(exception),
+        text=_text(exception),
+        traceback_text="".join(text),
+        frames=_frames(tblib.Traceback(tb)) if tb is not None else [],
+        notes=_notes(exception),
+        cause=place.get(id(cause)) if cause is not None else None,
+        context=place.get(id(context)) if context is not None else None,
+        members=[place[id(member)] for member in members] if all(id(m) in place for m in members) else [],
+        suppress_context=exception.__suppress_context__,
+    )
 
 
 def _put_together(link: _Link) -> BaseException:
@@ -127,14 +169,28 @@ def _put_together(link: _Link) -> BaseException:
     return loaded if isinstance(loaded, BaseException) else stand_in
 
 
-def _load(chain: list[_Link], tb: dict[str, Any] | None) -> ExceptionInfo:
-    exceptions = [_put_together(link) for link in chain]
-    for exception, link in zip(exceptions, chain, strict=True):
-        exception.__cause__ = exceptions[link.cause] if link.cause is not None else None
-        exception.__context__ = exceptions[link.context] if link.context is not None else None
-        exception.__suppress_context__ = link.suppress_context
-        if link.traceback is not None:
-            exception.__traceback__ = tblib.Traceback.from_dict(link.traceback).as_traceback()
-        if link.notes:
-            exception.__notes__ = list(link.notes)  # type: ignore[attr-defined] # PEP 678: 3.11 on, harmless before
-    return ExceptionInfo(exceptions[0] if exceptions else None, tblib.Traceback.from_dict(tb) if tb else None)
+def _load(chain: list[_Link], frames: list[dict[str, Any]]) -> ExceptionInfo:
+    loaded: dict[int, BaseException] = {}
+    for index, link in enumerate(chain):
+        if index not in loaded:
+            loaded[index] = _put_together(link)
+        exception = loaded[index]
+        if isinstance(exception, _GROUP):  # its members came with it
+            loaded.update(zip(link.members, exception.exceptions, strict=False))
+    for index, link in enumerate(chain):
+        _restore(loaded[index], link, loaded)
+    return ExceptionInfo(loaded.get(0), _traceback(frames))
+
+
+def _restore(exception: BaseException, link: _Link, loaded: dict[int, BaseException]) -> None:
+    """Give ``exception`` what pickle drops. Past the class's own ``__setattr__``: it may be frozen."""
+    tb = _traceback(link.frames)
+    attributes = {
+        "__cause__": loaded[link.cause] if link.cause is not None else None,
+        "__context__": loaded[link.context] if link.context is not None else None,
+        "__suppress_context__": link.suppress_context,
+        "__traceback__": tb.as_traceback() if tb is not None else None,
+        **({"__notes__": list(link.notes)} if link.notes else {}),
+    }
+    for name, value in attributes.items():
+        BaseException.__setattr__(exception, name, value)

@@ -108,7 +108,7 @@ class GraphExecutor:
         execution = self.submit(*args, **kwargs)
         deadline = Deadline.after(wait_s)
         status = self._core.wait_until(execution, deadline)
-        if isinstance(status, (JobPreempted, JobError)) and execution.final is not None:
+        if isinstance(status, (JobPreempted, JobError)) and execution.final is not None and execution.attempts > 0:
             self._core.wait_open(deadline)
         return status
 

@@ -48,7 +48,7 @@ class GraphEvent(enum.Enum):
 class HistoryEntry:
     """One thing that happened: when (seconds on the monotonic clock), what, what it led to, and what was said of it.
 
-    What leaves a graph in its state stands once for as long as it stays there: ``count`` says how often it happened,
+    Application errors and waits that ran out stand once each until something else happens: ``count`` says how often,
     the rest is of the last time.
     """
 
@@ -73,14 +73,7 @@ TRANSITIONS: dict[tuple[GraphState, GraphEvent], GraphState] = {
     (_S.NEW, _E.BUILT): _S.READY,
     (_S.NEW, _E.GAVE_UP): _S.FAILED,
     # An application error keeps the graph, and so does a wait that ran out, wherever the graph stands by then.
-    (_S.READY, _E.APPLICATION_ERROR): _S.READY,
-    (_S.READY, _E.WAIT_RAN_OUT): _S.READY,
-    (_S.BROKEN, _E.APPLICATION_ERROR): _S.BROKEN,
-    (_S.BROKEN, _E.WAIT_RAN_OUT): _S.BROKEN,
-    (_S.REBUILDING, _E.APPLICATION_ERROR): _S.REBUILDING,
-    (_S.REBUILDING, _E.WAIT_RAN_OUT): _S.REBUILDING,
-    (_S.CLOSED, _E.APPLICATION_ERROR): _S.CLOSED,
-    (_S.CLOSED, _E.WAIT_RAN_OUT): _S.CLOSED,
+    **{(state, event): state for state in _S if state is not _S.NEW for event in KEEPS_THE_STATE},
     (_S.READY, _E.SYSTEM_ERROR): _S.BROKEN,
     (_S.READY, _E.REBUILD): _S.REBUILDING,
     (_S.BROKEN, _E.REBUILD): _S.REBUILDING,
@@ -131,10 +124,11 @@ class Lifecycle:
     def _take_back(self, event: GraphEvent) -> int:
         """Remove the entry of an earlier such event since the state last changed; return how many it stood for."""
         if event in KEEPS_THE_STATE:
-            for entry in reversed(self._history):
+            for place in range(len(self._history) - 1, -1, -1):
+                entry = self._history[place]
                 if entry.event not in KEEPS_THE_STATE:
                     break
                 if entry.event is event:
-                    self._history.remove(entry)
+                    del self._history[place]
                     return entry.count
         return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ray.exceptions import RayCgraphCapacityExceeded, RayChannelTimeoutError
+
 from cgexec.classify import Place, Verdict, classify
 from cgexec.engine.protocol import Break, GraphSpec, Output, OutputError, OutputValue
 from cgexec.status import ExecutionInfo, HostFailure, JobError, JobStatus, JobSucceeded
@@ -19,6 +21,36 @@ def failed_status(info: ExecutionInfo, verdict: Verdict, error: Exception) -> Jo
 def pending_status(info: ExecutionInfo, error: Exception) -> JobError:
     """Return the answer of a wait that ran out: no outcome, the execution still settles."""
     return JobError(replace(info, state="pending"), error)
+
+
+def no_room(name: str, in_flight: int, timeout_s: float) -> RayCgraphCapacityExceeded:
+    """Return the error of an execution for which no slot became free in time."""
+    return RayCgraphCapacityExceeded(
+        f"no slot of graph {name!r} became free within the submit timeout ({timeout_s:g} s): {in_flight} executions "
+        "are in flight; nothing was sent"
+    )
+
+
+def not_ready(name: str, state: str, timeout_s: float) -> RayChannelTimeoutError:
+    """Return the error of an execution for which the graph was not ready in time."""
+    return RayChannelTimeoutError(
+        f"graph {name!r} is {state} and was not ready within the submit timeout ({timeout_s:g} s); nothing was sent"
+    )
+
+
+def ran_out(
+    info: ExecutionInfo, waited_s: float, ahead: int, spec: GraphSpec | None, outputs: Sequence[Output | None]
+) -> RayChannelTimeoutError:
+    """Return the error of a wait that ran out: which outputs are missing, or how many executions come first."""
+    waits_for = f"; {ahead} are ahead of it" if ahead else ""
+    if spec is not None and not ahead:
+        pairs = zip(spec.outputs, outputs, strict=True)
+        missing = [f"{port.method}() of host {port.host_id}" for port, output in pairs if output is None]
+        waits_for = f"; waiting for {', '.join(missing)}" if missing else ""
+    return RayChannelTimeoutError(
+        f"execution {info.execution} of graph {info.name!r} has not settled after {waited_s:.3g} s{waits_for}; it goes "
+        "on, and a later status() may have the outcome"
+    )
 
 
 def _failure(error: OutputError, hosts: Mapping[int, HostInfo]) -> HostFailure:

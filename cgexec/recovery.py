@@ -61,4 +61,4 @@ def plan_rebuild(
 
 def backoff_delay_s(policy: RebuildPolicy, attempt: int) -> float:
     """Return the pause before build number ``attempt`` (from 0) of one rebuild: none before the first."""
-    return 0.0 if attempt == 0 else min(LONGEST_BACKOFF_S, policy.backoff_s * 2.0 ** (attempt - 1))
+    return 0.0 if attempt == 0 else min(LONGEST_BACKOFF_S, policy.backoff_s * 2.0 ** min(attempt - 1, 60))

@@ -55,7 +55,12 @@ def _refuse(name: str, value: object, source: str, expected: str) -> ValueError:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def check_wait(name: str, value: Any, source: str) -> float:
@@ -84,6 +89,20 @@ def check_buffer_size(name: str, value: Any, source: str) -> int:
     if check_count(name, value, source) < MIN_BUFFER_SIZE_BYTES:
         raise _refuse(name, value, source, f"a whole number of bytes, {MIN_BUFFER_SIZE_BYTES} or more")
     return int(value)
+
+
+def check_limit(name: str, value: Any, source: str) -> int:
+    """Return ``value`` as a count that may be 0. Raises ValueError for anything else."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise _refuse(name, value, source, "a whole number, 0 or more")
+    return value
+
+
+def check_pause(name: str, value: Any, source: str) -> float:
+    """Return ``value`` as a pause in seconds, which may be 0. Raises ValueError for anything else."""
+    if not _is_number(value) or value < 0:
+        raise _refuse(name, value, source, "seconds, 0 or more")
+    return float(value)
 
 
 def check_flag(name: str, value: Any, source: str) -> bool:

@@ -28,6 +28,13 @@ from cgexec.lifecycle import GraphEvent
 DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
 
 
+class Unborn(Worker):
+    """A worker whose constructor raises."""
+
+    def __init__(self, label):
+        raise LookupError(f"no state for {label}")
+
+
 def rebuilt(graph, generation):
     """Wait until the graph serves in ``generation``."""
     return eventually(lambda: graph.generation == generation and graph.state is GraphState.READY)
@@ -198,7 +205,7 @@ def test_a_replacement_whose_constructor_raises_fails_the_graph_and_is_not_tried
 
     def replace(host):
         tried.append(host.host_id)
-        actor = ray.remote(Worker).options(num_cpus=0).remote()  # its label is missing
+        actor = ray.remote(Unborn).options(num_cpus=0).remote(host.host_id)
         spawn.actors.append(actor)
         return actor
 
@@ -206,6 +213,7 @@ def test_a_replacement_whose_constructor_raises_fails_the_graph_and_is_not_tried
         ray.kill(graph.actors[0])
         assert eventually(lambda: graph.state is GraphState.FAILED)
         assert "constructor raised" in str(graph.failure)
+        assert "no state for 0" in str(graph.failure)
         assert tried == [0]
 
 
@@ -247,7 +255,8 @@ def test_a_host_that_dies_during_the_hook_starts_the_rebuild_over(spawn):
         if not killed:
             killed.append(infos[0].host_id)
             ray.kill(actors[0])
-            ray.get(actors[0].what_was_seen.remote())  # raises ActorDiedError: not the hook's fault
+            while True:  # until it raises ActorDiedError, which is not the hook's fault
+                ray.get(actors[0].what_was_seen.remote())
 
     policy = RebuildPolicy(on_rebuild=on_rebuild, backoff_s=0.01)
     with GraphExecutor(spawn(3), fan_out("work"), config=SMALL, policy=policy) as graph:

@@ -176,8 +176,12 @@ def test_a_dead_actor_is_refused_by_name_and_the_others_are_usable(spawn):
 
 
 def test_an_actor_whose_constructor_raises_is_refused_with_its_error(spawn):
-    actor = ray.remote(Worker).options(num_cpus=0).remote()  # its label is missing
-    with pytest.raises(GraphSpecError, match=r"host 0: the actor's constructor raised(.|\n)*label"):
+    class Unborn(Worker):
+        def __init__(self, label):
+            raise LookupError(f"no state for {label}")
+
+    actor = ray.remote(Unborn).options(num_cpus=0).remote(0)
+    with pytest.raises(GraphSpecError, match=r"host 0: the actor's constructor raised(.|\n)*no state for 0"):
         GraphExecutor([actor], chain("work"), config=SMALL)
 
 

@@ -42,8 +42,8 @@ def wait(future: Future[T], timeout_s: float, what: str) -> T:
     try:
         return future.result(timeout_s)
     except FutureTimeoutError:
-        if future.done():  # the call itself raised a TimeoutError
-            raise
+        if future.done():  # just now, or the call itself raised a TimeoutError
+            return future.result()
         raise BoundExceededError(f"{what} was still running after {timeout_s:g} s") from None
 
 

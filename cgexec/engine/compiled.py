@@ -42,7 +42,7 @@ from cgexec.engine import bounded
 from cgexec.engine.channel_type import SizedSharedMemory, give_hints
 from cgexec.engine.detach import detached
 from cgexec.engine.graph_spec import BoundGraph
-from cgexec.engine.preparation import ActorReport, release
+from cgexec.engine.preparation import ActorReport, call_out, release
 from cgexec.engine.protocol import (
     Break,
     EngineBrokenError,
@@ -264,6 +264,7 @@ class CompiledEngine:
         self._torn_down = self.broken = True
         deadline = Deadline.after(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
         teardown = bounded.start(self._tear_down_ray, f"cgexec-teardown-{self._graph_id[:8]}")
+        call_out([member for member in self._members if self._is_running(member)])
         self._await_loops(deadline)
         stuck = [member for member in self._members if self._is_running(member)]
         for member in stuck:

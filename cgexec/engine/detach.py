@@ -19,7 +19,7 @@ _HOLDS_NO_BUFFER = frozenset({bytes, str, int, float, complex, bool, type(None)}
 
 
 def detached(value: Any) -> Any:
-    """Return ``value`` if it holds no foreign buffer, else an equal one on private, read-only memory.
+    """Return an equal value on private memory; a buffer that was read-only stays so.
 
     A value that arrived but cannot be pickled again is returned as it is.
     """
@@ -28,7 +28,7 @@ def detached(value: Any) -> Any:
     buffers: list[pickle.PickleBuffer] = []
     try:
         data = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-        return pickle.loads(data, buffers=[bytes(buffer.raw()) for buffer in buffers]) if buffers else value
+        return pickle.loads(data, buffers=[bytes(buffer.raw()) for buffer in buffers])
     except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything; the value itself is good
         _logger.warning("a result of type %s stays on Ray's memory: %s", type(value).__name__, error)
         return value

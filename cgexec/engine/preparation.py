@@ -19,8 +19,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import ray
@@ -72,15 +73,19 @@ class _ActorState:
 _state = _ActorState()
 
 
-def loop_is_running() -> bool:
-    """Return whether any thread of this process is inside a compiled graph's execution loop. *In the actor.*"""
+def _loop_frames() -> Iterator[FrameType]:
+    """Yield the frame of every compiled graph's execution loop that runs in this process. *In the actor.*"""
     for frame in sys._current_frames().values():
-        caller = frame
+        caller: FrameType | None = frame
         while caller is not None:
             if caller.f_code.co_name in _LOOP_FUNCTIONS:
-                return True
-            caller = caller.f_back  # type: ignore[assignment]
-    return False
+                yield caller
+            caller = caller.f_back
+
+
+def loop_is_running() -> bool:
+    """Return whether any thread of this process is inside a compiled graph's execution loop. *In the actor.*"""
+    return any(True for _ in _loop_frames())
 
 
 def _other_graph(lease: Lease | None) -> str | None:
@@ -121,6 +126,17 @@ def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorR
         leased_to=leased_to,
         unfit_methods=unfit,
     )
+
+
+def leave_loop(_instance: Any) -> None:
+    """Close the channels that the execution loop really reads and writes. *In the actor.*
+
+    Ray's own teardown closes copies of them, as they were when the graph was compiled. A channel whose buffer has grown
+    since then has moved, and a loop that waits for it would never end.
+    """
+    for frame in _loop_frames():
+        for task in frame.f_locals["tasks"]:
+            task.cancel()
 
 
 def give_back(_instance: Any, graph_id: str) -> None:
@@ -174,6 +190,12 @@ def prepare(
         timeout_s,
         lambda member: member.actor.__ray_call__.remote(answer, lease, tuple(methods[member.info.host_id])),
     )
+
+
+def call_out(members: Sequence[Member]) -> None:
+    """Tell every actor to leave its loop; does not wait for it."""
+    for member in members:
+        member.actor.__ray_call__.remote(leave_loop)
 
 
 def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:

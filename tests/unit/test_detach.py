@@ -55,7 +55,7 @@ WRAPPINGS = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
-def test_arrays_get_private_read_only_memory_wherever_they_stand(wrap: Any) -> None:
+def test_arrays_get_private_memory_wherever_they_stand(wrap: Any) -> None:
     memory, array = foreign()
     value = wrap(array)
     result = detached(value)
@@ -69,7 +69,6 @@ def test_arrays_get_private_read_only_memory_wherever_they_stand(wrap: Any) -> N
         np.testing.assert_array_equal(each, original)
         assert each.dtype == original.dtype
         assert not np.shares_memory(each, array)
-        assert not each.flags.writeable
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u2", "f4", "f8", "c16", "?", "S3", "U2", "i4,f8"])
@@ -99,20 +98,23 @@ def test_an_array_that_stands_twice_is_still_one() -> None:
         1j,
         "text",
         b"bytes",
-        [],
-        [1, "a", None],
-        (1, (2, 3)),
-        {"a": {"b": [1]}},
-        {1, 2},
-        ValueError("x"),
-        Batch(1),
-        np.float64(0.5),
-        np.array([1, "a", None], dtype=object),
     ],
     ids=repr,
 )
-def test_a_value_without_buffers_is_returned_as_it_is(value: Any) -> None:
+def test_a_plain_value_is_returned_as_it_is(value: Any) -> None:
     assert detached(value) is value
+
+
+@pytest.mark.parametrize("value", [[], (1, (2, "a")), {"a": {"b": [1]}}, {1, 2}, Batch(1), np.float64(0.5)], ids=repr)
+def test_a_value_without_buffers_stays_equal(value: Any) -> None:
+    result = detached(value)
+    assert result == value
+    assert type(result) is type(value)
+
+
+def test_a_whole_array_that_was_read_only_stays_read_only() -> None:
+    array = np.frombuffer(bytes(range(48)), "i8")
+    assert not detached(array).flags.writeable
 
 
 def test_a_value_that_cannot_be_pickled_again_is_returned_as_it_is(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -92,9 +93,9 @@ def test_any_number_of_graphs_share_one_filter(kept: list[str]) -> None:
 
 
 def test_a_thread_is_not_kept_alive_by_being_hushed(kept: list[str]) -> None:
-    before = len(teardown_noise._quiet)
     thread = threading.Thread(target=print)
     hush(thread)
-    assert len(teardown_noise._quiet) == before + 1
+    alive = weakref.ref(thread)
+    assert alive() in teardown_noise._quiet
     del thread
-    assert len(teardown_noise._quiet) == before
+    assert alive() is None

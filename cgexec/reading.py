@@ -1,0 +1,130 @@
+"""Reading what is in flight: oldest first, one thread at a time.
+
+A thread that waits for an execution reads, if nobody else does, until its own has settled or its time has run out; then
+the next one reads on. Executions are read strictly in the order in which they were sent, and an output that was read
+stays with its execution: that is what keeps each answer with its own question, through any number of waits that ran
+out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import RayChannelError
+
+from cgexec.deadline import Deadline
+from cgexec.engine.protocol import Engine, EngineBrokenError
+from cgexec.execution import Execution
+from cgexec.outcomes import status_of_outputs
+from cgexec.status import JobStatus
+
+LONGEST_WAIT_S = 0.1  # in one go, so that Ctrl-C and a closed graph are noticed
+FAIL_FAST_GRACE_S = 0.05  # after a first application error, for the other hosts' errors to be reported with it
+
+OnBreak = Callable[[Engine, Exception], None]
+
+
+def condemn(engine: Engine, error: BaseException, what: str, on_break: OnBreak) -> None:
+    """Give up a generation whose channels may have lost their place; raises ``error`` again if it is no Exception."""
+    engine.broken = True
+    if isinstance(error, Exception):
+        on_break(engine, error)
+        return
+    on_break(engine, RayChannelError(f"{type(error).__name__} interrupted {what}"))
+    raise error
+
+
+class Reader:
+    """The executions in flight on ``engine``, and who reads them.
+
+    Every method is called with the lock of ``changed`` held, and returns with it held; outputs are read without it.
+    """
+
+    def __init__(
+        self,
+        changed: threading.Condition,
+        fail_fast: bool,
+        settle: Callable[[Execution, JobStatus], None],
+        on_break: OnBreak,
+    ) -> None:
+        self.engine: Engine | None = None
+        self.in_flight: deque[Execution] = deque()
+        self.reading = False
+        self._changed = changed
+        self._fail_fast = fail_fast
+        self._settle = settle
+        self._on_break = on_break
+
+    def until(self, settled: Callable[[], bool], deadline: Deadline) -> bool:
+        """Read, or wait for who does, until ``settled()`` or the deadline; a deadline that has passed looks once."""
+        while not settled():
+            if deadline.remaining_s() == 0:
+                return self.look(settled)
+            self.read_or_wait(deadline)
+        return True
+
+    def look(self, settled: Callable[[], bool]) -> bool:
+        """Take what has arrived, without waiting, for as long as each look completes an execution."""
+        while not settled() and self._may_read():
+            head = self.in_flight[0]
+            self._read(0.0)
+            if not head.complete:
+                break
+        return settled()
+
+    def read_or_wait(self, deadline: Deadline) -> None:
+        """Read the oldest execution for a while, or wait for a change if it is not for this thread to read."""
+        if self._may_read():
+            self._read(deadline.slice_s(LONGEST_WAIT_S))
+        else:
+            self._changed.wait(deadline.wait_s())
+
+    def _may_read(self) -> bool:
+        return bool(self.in_flight) and not self.reading and self.engine is not None and not self.engine.broken
+
+    def _read(self, timeout_s: float) -> None:
+        """Read outputs of the oldest execution, without the lock, and settle it if that is enough."""
+        engine, head = self.engine, self.in_flight[0]
+        if engine is None:
+            return
+        if head.error_seen_at is not None and head.final is None:
+            timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
+        self.reading = True
+        try:
+            with self._unlocked():
+                engine.collect(head.received, timeout_s)
+        except EngineBrokenError as error:
+            self._on_break(engine, error.reason)
+        except BaseException as error:  # noqa: BLE001 - raised again there if it is no Exception
+            # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
+            condemn(engine, error, "a read", self._on_break)
+        finally:
+            self.reading = False
+            self._advance(head)
+            self._changed.notify_all()
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        self._changed.release()
+        try:
+            yield
+        finally:
+            self._changed.acquire()
+
+    def _advance(self, head: Execution) -> None:
+        """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""
+        if head.complete:
+            return
+        complete = head.has_all()
+        if head.error_seen_at is None and head.has_error():
+            head.error_seen_at = time.monotonic()
+        overdue = head.error_seen_at is not None and time.monotonic() >= head.error_seen_at + FAIL_FAST_GRACE_S
+        if head.final is None and head.spec is not None and (complete or (self._fail_fast and overdue)):
+            self._settle(head, status_of_outputs(head.draft_info(), head.spec, head.received, head.hosts))
+        if complete:
+            head.complete = True
+            self.in_flight.popleft()

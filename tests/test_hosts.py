@@ -7,25 +7,11 @@ import ray
 from conftest import SMALL, eventually, live_actors
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from workers import Worker, request
+from workers import Labelled, Worker, request
 
 from cgexec import GraphExecutor, GraphState, HostGroup, JobPreempted, JobSucceeded, chain, fan_out
 
 NO_CPUS = {"num_cpus": 0}
-
-
-class Labelled(Worker):
-    """A worker that is told no label: all hosts of a group get the same arguments."""
-
-    def __init__(self, label=0, *, extra=None):
-        super().__init__(label)
-        self.extra = extra
-
-    def node(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def what_extra(self):
-        return self.extra
 
 
 def node_id():

@@ -50,6 +50,7 @@ def test_nodes_know_their_neighbours_and_their_actor(spawn):
     assert node.is_class_method_call
     assert type(node.type_hint) is ChannelOutputType
     assert inp.input_attribute_nodes == {0: part}
+    assert actor._ray_method_is_generator["generator"] is True
     assert actor._actor_id.hex() in ray._private.state.actors()
 
 

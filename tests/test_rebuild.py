@@ -6,7 +6,7 @@ import pytest
 import ray
 from conftest import SMALL, eventually, is_running
 from ray.exceptions import ActorDiedError
-from workers import Worker, request
+from workers import Unborn, Worker, request
 
 from cgexec import (
     GraphClosedError,
@@ -26,13 +26,6 @@ from cgexec import (
 from cgexec.lifecycle import GraphEvent
 
 DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
-
-
-class Unborn(Worker):
-    """A worker whose constructor raises."""
-
-    def __init__(self, label):
-        raise LookupError(f"no state for {label}")
 
 
 def rebuilt(graph, generation):

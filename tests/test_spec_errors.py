@@ -1,13 +1,12 @@
 """What a builder or its actors cannot be is refused by name, before anything runs; every actor is usable afterwards."""
 
 import re
-import sys
 
 import pytest
 import ray
 from conftest import SMALL
 from ray.dag import InputNode
-from workers import AsyncWorker, Worker, request
+from workers import AsyncWorker, Driver, Unborn, WithoutCgexec, Worker, request
 
 from cgexec import GraphConfig, GraphExecutor, GraphSpecError, RebuildPolicy, chain, fan_out, scatter
 
@@ -75,7 +74,7 @@ BAD_BUILDERS = {
     "nodes of another input": (reuses_nodes, "not the one given to the builder"),
     "a method that is not there": (lambda inp, actors: actors[0].nowhere.bind(inp), "AttributeError.*nowhere"),
     "too many arguments": (lambda inp, actors: actors[0].work.bind(inp, inp), "TypeError"),
-    "a generator": (lambda inp, actors: actors[0].generator.bind(inp), "generator"),
+    "a generator": (lambda inp, actors: actors[0].generator.bind(inp), "generator(): a generator cannot be"),
     "an exception": (lambda inp, actors: 1 / 0, "ZeroDivisionError"),
     "fan_out of no method": (fan_out("nowhere"), r"host 0 .* has no method 'nowhere'; it has: .*work"),
     "fewer methods than hosts": (chain(["work"]), "host 1 has no method: 1 were named"),
@@ -176,10 +175,6 @@ def test_a_dead_actor_is_refused_by_name_and_the_others_are_usable(spawn):
 
 
 def test_an_actor_whose_constructor_raises_is_refused_with_its_error(spawn):
-    class Unborn(Worker):
-        def __init__(self, label):
-            raise LookupError(f"no state for {label}")
-
     actor = ray.remote(Unborn).options(num_cpus=0).remote(0)
     with pytest.raises(GraphSpecError, match=r"host 0: the actor's constructor raised(.|\n)*no state for 0"):
         GraphExecutor([actor], chain("work"), config=SMALL)
@@ -220,41 +215,12 @@ def test_an_actor_in_a_graph_that_cgexec_did_not_build_is_refused(spawn):
         assert graph.execute(request(2)).result[0] == 2
 
 
-class Driver:
-    """Builds graphs from inside an actor."""
-
-    def __init__(self, label):
-        self.label = label
-
-    def work(self, message):
-        return message
-
-    def drive(self, me, others):
-        """Return the error of a graph over this very actor, and an answer of one over the others."""
-        try:
-            GraphExecutor([*others, me], fan_out("work"), config=SMALL)
-        except GraphSpecError as error:
-            refused = str(error)
-        else:
-            refused = "it was built"
-        with GraphExecutor(others, chain("work"), config=SMALL) as graph:
-            return refused, [graph.execute(request(number)).result for number in range(5)]
-
-
 def test_the_actor_that_drives_a_graph_cannot_be_part_of_it(spawn):
     others = spawn(2)
     (driver,) = spawn(1, Driver)
     refused, results = ray.get(driver.drive.remote(driver, others), timeout=60)
     assert "host 2 is the actor that drives the graph" in refused
     assert results == [(number, {}, (0, 1)) for number in range(5)]
-
-
-class WithoutCgexec(Worker):
-    """An actor whose process cannot import cgexec."""
-
-    def __init__(self, label):
-        super().__init__(label)
-        sys.modules["cgexec"] = None
 
 
 def test_a_host_without_cgexec_is_refused_with_the_way_to_ship_it(spawn):

@@ -1,20 +1,16 @@
 """The job types between real Ray processes: sentinels, boxed references, exceptions, reports to a parent."""
 
-import logging
-
 import pytest
 import ray
 from conftest import eventually
-from workers import HoldsALockError, NeedsArgumentsError
+from workers import Child, Parent
 
 from cgexec import (
     DONE,
-    ExceptionInfo,
     JobError,
     JobInfo,
     JobPreempted,
     RefBox,
-    SnitchRecipient,
     StopwatchActor,
     UnpicklableExceptionError,
     current_actor_handle,
@@ -26,54 +22,9 @@ from cgexec import (
 INFO = JobInfo(name="job", state="running", kind="test")
 
 
-@ray.remote(num_cpus=0)
-class Child:
-    def end_of_stream(self, item):
-        return item is DONE, item
-
-    def myself(self):
-        return current_actor_handle()
-
-    def unbox(self, box):
-        return isinstance(box.ref, ray.ObjectRef), box.get()
-
-    def failure(self, kind):
-        try:
-            self._fail(kind)
-        except Exception:
-            return ExceptionInfo.ser_exc_info()
-
-    def _fail(self, kind):
-        if kind == "chained":
-            try:
-                raise KeyError("the cause")
-            except KeyError as error:
-                raise ValueError("the effect") from error
-        raise {"lock": HoldsALockError("a lock"), "arguments": NeedsArgumentsError(1, 2)}[kind]
-
-    def fail_and_tell(self, parent, suppress):
-        with log_failures_to(parent, suppress=suppress):
-            raise ValueError("told")
-        return "suppressed"
-
-
-@ray.remote(num_cpus=0)
-class Parent(SnitchRecipient):
-    def __init__(self):
-        self.records = []
-        self.logger = logging.getLogger("parent")
-        self.logger.propagate = False
-        handler = logging.Handler()
-        handler.emit = lambda record: self.records.append((record.getMessage(), record.exc_info[0].__name__))
-        self.logger.addHandler(handler)
-
-    def reports(self):
-        return self.records
-
-
 @pytest.fixture
 def child(local_ray):
-    actor = Child.remote()
+    actor = ray.remote(Child).options(num_cpus=0).remote()
     yield actor
     ray.kill(actor)
 
@@ -116,7 +67,7 @@ def test_an_exception_that_cannot_cross_leaves_its_name_text_and_traceback(child
 
 @pytest.mark.parametrize("suppress", [False, True])
 def test_a_parent_hears_of_its_childs_failure(child, suppress):
-    parent = Parent.remote()
+    parent = ray.remote(Parent).options(num_cpus=0).remote()
     told = child.fail_and_tell.remote(parent, suppress)
     if suppress:
         assert ray.get(told) == "suppressed"
@@ -131,7 +82,7 @@ def test_a_parent_hears_of_its_childs_failure(child, suppress):
 
 
 def test_a_failure_outside_an_actor_is_reported_without_a_child(local_ray):
-    parent = Parent.remote()
+    parent = ray.remote(Parent).options(num_cpus=0).remote()
     with log_failures_to(parent, suppress=True):
         raise LookupError("in the driver")
     ((message, _),) = eventually(lambda: ray.get(parent.reports.remote()))
@@ -164,7 +115,7 @@ def test_real_errors_of_ray_get_their_documented_status(child, capsys):
     assert "AttributeError" in shown
     assert "unbox" in shown
 
-    victim = Child.remote()
+    victim = ray.remote(Child).options(num_cpus=0).remote()
     ray.get(victim.myself.remote())
     ray.kill(victim)
     error = eventually(lambda: death_of(victim))

@@ -5,6 +5,7 @@ workers it has passed. A worker does what it is told, records the number, and re
 the path. So every answer can be checked against its own question, on any shape of graph.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,21 @@ import time
 from typing import Any
 
 import numpy as np
+import ray
 from ray import cloudpickle
+
+from cgexec import (
+    DONE,
+    ExceptionInfo,
+    GraphConfig,
+    GraphExecutor,
+    GraphSpecError,
+    SnitchRecipient,
+    chain,
+    current_actor_handle,
+    fan_out,
+    log_failures_to,
+)
 
 
 class NeedsArgumentsError(Exception):
@@ -118,6 +133,103 @@ class AsyncWorker:
     async def work(self, message):
         """Return a coroutine, as far as a graph can see."""
         return message
+
+
+class Labelled(Worker):
+    """A worker that needs no label: all hosts of a group get the same arguments."""
+
+    def __init__(self, label: int = 0, *, extra: str | None = None) -> None:
+        super().__init__(label)
+        self.extra = extra
+
+    def node(self):
+        """Return the node."""
+        return ray.get_runtime_context().get_node_id()
+
+    def what_extra(self):
+        """Return what the constructor was given."""
+        return self.extra
+
+
+class Child:
+    def end_of_stream(self, item):
+        return item is DONE, item
+
+    def myself(self):
+        return current_actor_handle()
+
+    def unbox(self, box):
+        return isinstance(box.ref, ray.ObjectRef), box.get()
+
+    def failure(self, kind):
+        try:
+            self._fail(kind)
+        except Exception:
+            return ExceptionInfo.ser_exc_info()
+
+    def _fail(self, kind):
+        if kind == "chained":
+            try:
+                raise KeyError("the cause")
+            except KeyError as error:
+                raise ValueError("the effect") from error
+        raise {"lock": HoldsALockError("a lock"), "arguments": NeedsArgumentsError(1, 2)}[kind]
+
+    def fail_and_tell(self, parent, suppress):
+        with log_failures_to(parent, suppress=suppress):
+            raise ValueError("told")
+        return "suppressed"
+
+
+class Parent(SnitchRecipient):
+    def __init__(self):
+        self.records = []
+        self.logger = logging.getLogger("parent")
+        self.logger.propagate = False
+        handler = logging.Handler()
+        handler.emit = lambda record: self.records.append((record.getMessage(), record.exc_info[0].__name__))
+        self.logger.addHandler(handler)
+
+    def reports(self):
+        return self.records
+
+
+class Unborn(Worker):
+    """A worker whose constructor raises."""
+
+    def __init__(self, label: int) -> None:
+        raise LookupError(f"no state for {label}")
+
+
+class WithoutCgexec(Worker):
+    """An actor whose process cannot import cgexec."""
+
+    def __init__(self, label: int) -> None:
+        super().__init__(label)
+        sys.modules["cgexec"] = None
+
+
+class Driver:
+    """Builds graphs from inside an actor."""
+
+    def __init__(self, label: int) -> None:
+        self.label = label
+
+    def work(self, message):
+        """Be there, for a graph that must not be built."""
+        return message
+
+    def drive(self, me, others):
+        """Return the error of a graph over this very actor, and answers of one over the others."""
+        config = GraphConfig(buffer_size_bytes=10_000, max_inflight=4)
+        try:
+            GraphExecutor([*others, me], fan_out("work"), config=config)
+        except GraphSpecError as error:
+            refused = str(error)
+        else:
+            refused = "it was built"
+        with GraphExecutor(others, chain("work"), config=config) as graph:
+            return refused, [graph.execute(request(number)).result for number in range(5)]
 
 
 # By value: Ray's workers need not be able to import the tests.

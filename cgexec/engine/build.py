@@ -67,8 +67,10 @@ def build_generation(
         reports = _check(members, replies)
         compiled = _compile(recipe, bound, members, deadline)
     except BaseException:
-        leased = [m for m in members if isinstance(replies[m.info.host_id], ActorReport)]
+        leased = [member for member in members if isinstance(replies[member.info.host_id], ActorReport)]
         release(leased, recipe.graph_id, _PROBE_AFTER_BOUND_S)
+        # One that has not answered yet may still take the lease: this reaches it behind the request, whenever that is.
+        release([member for member in members if member not in leased], recipe.graph_id, 0)
         raise
     return CompiledEngine(compiled, bound, members, reports, recipe.settings, recipe.graph_id, on_loop_end)
 

@@ -59,7 +59,8 @@ def bind_graph(build: Callable[..., Any], members: Sequence[Member]) -> BoundGra
         except GraphSpecError:
             raise
         except Exception as error:
-            raise GraphSpecError(f"the builder raised {type(error).__name__}: {error}") from error
+            hint = _generator_hint(members) if isinstance(error, TypeError) else ""
+            raise GraphSpecError(f"the builder raised {type(error).__name__}: {error}{hint}") from error
 
     outputs, returns_list = _outputs(built)
     nodes = _component(outputs)
@@ -78,6 +79,16 @@ def bind_graph(build: Callable[..., Any], members: Sequence[Member]) -> BoundGra
             methods[host_ids[node._get_actor_handle()]] += (node.get_method_name(),)
     root = built if isinstance(built, MultiOutputNode) else MultiOutputNode(list(outputs)) if returns_list else built
     return BoundGraph(root, spec, tuple(nodes), methods)
+
+
+def _generator_hint(members: Sequence[Member]) -> str:
+    """Return what to say of generators: Ray fails to bind them, with a TypeError that names nothing."""
+    for member in members:
+        # Private: which methods are generators, by name.
+        names = [name for name, is_one in member.actor._ray_method_is_generator.items() if is_one]
+        if names:
+            return f" (if it binds {', '.join(names)}(): a generator cannot be part of a graph; return a list)"
+    return ""
 
 
 def _outputs(built: Any) -> tuple[list[Any], bool]:

@@ -68,9 +68,10 @@ def build_generation(
         compiled = _compile(recipe, bound, members, deadline)
     except BaseException:
         leased = [member for member in members if isinstance(replies[member.info.host_id], ActorReport)]
+        silent = [member for member in members if isinstance(replies[member.info.host_id], GetTimeoutError)]
         release(leased, recipe.graph_id, _PROBE_AFTER_BOUND_S)
-        # One that has not answered yet may still take the lease: this reaches it behind the request, whenever that is.
-        release([member for member in members if member not in leased], recipe.graph_id, 0)
+        # A silent one may still take the lease: this reaches it behind the request, whenever that is.
+        release(silent, recipe.graph_id, 0)
         raise
     return CompiledEngine(compiled, bound, members, reports, recipe.settings, recipe.graph_id, on_loop_end)
 

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError
 
 from cgexec.engine.protocol import Member
 from cgexec.errors import GraphSpecError
@@ -203,6 +203,13 @@ def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
     _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(give_back, graph_id))
 
 
+def _import_error(reply: object) -> ImportError | None:
+    """Return the ImportError behind ``reply``: raised in the actor, or by Ray as it loads the function to call there."""
+    cause = getattr(reply, "cause", None)
+    found = getattr(cause, "client_exc", cause)
+    return found if isinstance(found, ImportError) else None
+
+
 def refusal(host_id: int, actor: Any, reply: ActorReport | Exception) -> GraphSpecError | None:
     """Return why ``reply`` rules an actor out as a matter of the caller's making, or None if it does not."""
     name = f"host {host_id} ({actor!r})"
@@ -212,9 +219,10 @@ def refusal(host_id: int, actor: Any, reply: ActorReport | Exception) -> GraphSp
         for method, why in reply.unfit_methods.items():
             return GraphSpecError(f"{method}() of {name} {why}")
         return None
-    if isinstance(reply, RayTaskError) and isinstance(reply.cause, ImportError):
+    missing = _import_error(reply)
+    if missing is not None:
         return GraphSpecError(
-            f"cgexec cannot be imported on {name}: {reply.cause}; install it on every node, or ship it with "
+            f"cgexec cannot be imported on {name}: {missing}; install it on every node, or ship it with "
             "ray.init(runtime_env={'pip': ['cgexec']}) or runtime_env={'py_modules': [cgexec]}"
         )
     return None

@@ -204,7 +204,7 @@ def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
 
 
 def _import_error(reply: object) -> ImportError | None:
-    """Return the ImportError behind ``reply``: raised in the actor, or by Ray as it loads the function to call there."""
+    """Return the ImportError behind ``reply``: raised in the actor, or by Ray loading the function to call there."""
     cause = getattr(reply, "cause", None)
     found = getattr(cause, "client_exc", cause)
     return found if isinstance(found, ImportError) else None

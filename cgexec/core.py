@@ -130,6 +130,7 @@ class GraphCore:
                 engine = self._usable_engine()
                 late = deadline.remaining_s() == 0
                 if engine is not None and (self._has_room() or (late and self._reader.look(self._has_room))):
+                    execution.generation, execution.hosts = self._lifecycle.generation, self._hosts
                     return engine
                 if late:
                     self._refuse_locked(execution, self._no_room() if engine else self._not_ready())
@@ -164,22 +165,27 @@ class GraphCore:
             return
         try:
             engine.send(encoded, -1 if deadline.wait_s() is None else deadline.remaining_s())
+            self._sent(engine, execution)
         except SendTimeoutError as error:
             self._settle(execution, Verdict.ERROR, RayChannelTimeoutError(f"{error}; nothing was sent"))
             return
         except EngineBrokenError as error:
             self._on_break(engine, error.reason)
-            if not error.sent:
-                return
-        except BaseException as error:  # noqa: BLE001 - raised again there if it is no Exception
+            if error.sent:
+                self._sent(engine, execution)
+        except BaseException as error:  # noqa: BLE001 - condemn() raises again what is no Exception
             # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted.
+            self._sent(engine, execution)
             condemn(engine, error, "a write", self._on_break)
+
+    def _sent(self, engine: Engine, execution: Execution) -> None:
+        """Put ``execution`` in flight: it was sent, or may have been."""
         with self._changed:
+            if execution.attempts > 0:
+                return
             execution.attempts = 1
             execution.spec = engine.spec
             execution.received = [None] * len(engine.spec.outputs)
-            execution.hosts = self._hosts
-            execution.generation = self._lifecycle.generation
             if engine is self._reader.engine:
                 self._reader.in_flight.append(execution)
             else:  # the generation was broken off while this was being sent
@@ -213,7 +219,7 @@ class GraphCore:
                 missing = self._ran_out_locked(execution, time.monotonic() - started)
             if execution.spec is None:
                 return [missing]
-            info = execution.info
+            info = execution.draft_info()
             return [
                 status_of_output(info, execution.spec, place, output, missing, execution.hosts)
                 for place, output in enumerate(execution.received)
@@ -271,7 +277,7 @@ class GraphCore:
                 return False
             self._members = tuple(members)
             self._hosts = {member.info.host_id: member.info for member in members}
-            self._reader.engine, self._why, self._failure = engine, None, None
+            self._reader.engine, self._failure = engine, None
             names = ", ".join(str(member.info.host_id) for member in members)
             self._lifecycle.apply(GraphEvent.BUILT, time.monotonic(), f"on host {names}")
             self._changed.notify_all()
@@ -341,11 +347,9 @@ class GraphCore:
         """Settle what is still in flight with ``error``, and return the engine, to be torn down by the caller."""
         with self._changed:
             self._changed.wait_for(lambda: not self._reader.reading, timeout_s)
-            engine, self._reader.engine = self._reader.engine, None
+            engine, self._reader.engine, self._why = self._reader.engine, None, Break((), error)
             while self._reader.in_flight:
-                execution = self._reader.in_flight.popleft()
-                self._settle_locked(execution, failed_status(execution.draft_info(), Verdict.ERROR, error))
-                execution.complete = True
+                self._lose_locked(self._reader.in_flight.popleft())
             self._changed.notify_all()
             return engine
 

@@ -99,7 +99,7 @@ class Reader:
                 engine.collect(head.received, timeout_s)
         except EngineBrokenError as error:
             self._on_break(engine, error.reason)
-        except BaseException as error:  # noqa: BLE001 - raised again there if it is no Exception
+        except BaseException as error:  # noqa: BLE001 - condemn() raises again what is no Exception
             # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
             condemn(engine, error, "a read", self._on_break)
         finally:

@@ -120,6 +120,9 @@ class Supervisor:
                         self._handle_request(core, done)
             except Exception as error:
                 _logger.exception("graph %r: the rebuild itself failed", self._recipe.name)
+                left = core.current_engine()
+                if left is not None and core.break_off(left, Break((), error)):
+                    left.tear_down(self._recipe.settings.teardown_timeout_s.value)
                 self._fail(core, GraphFailedError(f"the rebuild itself failed: {error}", error), ())
         self._refuse_requests()
 

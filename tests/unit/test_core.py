@@ -1,0 +1,188 @@
+"""What becomes of an execution when sending or reading goes wrong. The engine is a stand-in; nothing waits for real."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayChannelError, RayChannelTimeoutError, RayTaskError
+
+from cgexec import (
+    GraphClosedError,
+    GraphConfig,
+    HostInfo,
+    JobError,
+    JobFailed,
+    JobPreempted,
+    JobSucceeded,
+)
+from cgexec.core import GraphCore
+from cgexec.engine.protocol import (
+    Break,
+    EngineBrokenError,
+    GraphSpec,
+    InputSpec,
+    Member,
+    Output,
+    OutputError,
+    OutputPort,
+    OutputValue,
+    SendTimeoutError,
+)
+from cgexec.engine.ray_context import effective_settings
+from cgexec.lifecycle import GraphEvent
+
+HOSTS = [HostInfo(host_id, "slice-0", None, healthy=True, failed=False) for host_id in range(2)]
+MEMBERS = [Member(info, f"actor {info.host_id}") for info in HOSTS]
+CLOSED = RayChannelError("Channel closed.")
+
+
+class Script:
+    """Stands where an engine would: sending and collecting do what the script says, one entry for each call."""
+
+    spec = GraphSpec(InputSpec(1, frozenset()), (OutputPort(0, "step"), OutputPort(1, "step")), returns_list=True)
+    capacity = 2
+
+    def __init__(self, *, send: Sequence[object] = (), collect: Sequence[object] = ()) -> None:
+        self.broken = False
+        self.sending, self.collecting = list(send), list(collect)
+        self.sent: list[Any] = []
+
+    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return args[0]
+
+    def send(self, encoded: Any, timeout_s: float) -> None:
+        step = self.sending.pop(0) if self.sending else None
+        if isinstance(step, BaseException):
+            raise step
+        self.sent.append(encoded)
+
+    def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
+        step = self.collecting.pop(0) if self.collecting else {}
+        if isinstance(step, BaseException):
+            raise step
+        for place, output in step.items():  # type: ignore[attr-defined]
+            outputs[place] = output
+
+
+class Graph:
+    """A core whose breaks are noted and handled at once, as the supervisor would."""
+
+    def __init__(self, engine: Any, why: Break | None = None, **config: Any) -> None:
+        self.breaks: list[Exception] = []
+        self.why = why or Break((), CLOSED)
+        self.next: Any = None
+        settings = effective_settings(GraphConfig(get_timeout_s=5, submit_timeout_s=5, **config))
+        self.core = GraphCore("echo", "test", settings, True, self.on_break)
+        self.core.open(engine, MEMBERS, ())
+
+    def on_break(self, engine: Any, seen: Exception) -> None:
+        engine.broken = True
+        self.breaks.append(seen)
+        threading.Thread(target=self.recover, args=(engine,)).start()
+
+    def recover(self, engine: Any) -> None:
+        if self.core.break_off(engine, self.why) and self.next is not None:
+            self.core.happened(GraphEvent.REBUILD, "")
+            self.core.open(self.next, MEMBERS, ())
+
+
+def value(number: int) -> dict[int, Output]:
+    return {0: OutputValue(number), 1: OutputValue(number)}
+
+
+def test_what_was_read_stays_with_its_execution_over_waits_that_ran_out() -> None:
+    engine = Script(collect=[{0: OutputValue("first")}, {}, {}, {1: OutputValue("first")}, value(2)])
+    core = Graph(engine).core
+    first, second = core.submit(("first",), {}), core.submit(("second",), {})
+    pending = first.status(0)
+    assert pending.info.state == "pending"
+    assert "step() of host 1" in str(pending.error)
+    assert "1 are ahead of it" in str(second.status(0).error)
+    assert first.result() == ["first", "first"]
+    assert second.result() == [2, 2]
+
+
+def test_ctrl_c_while_reading_is_raised_and_no_later_answer_is_trusted() -> None:
+    graph = Graph(Script(collect=[KeyboardInterrupt(), value(1)]))
+    execution = graph.core.submit((1,), {})
+    with pytest.raises(KeyboardInterrupt):
+        execution.status()
+    status = execution.status()
+    assert isinstance(status, JobError)
+    assert status.info.state == "error"
+    assert "KeyboardInterrupt" in str(graph.breaks[0])
+
+
+def test_ctrl_c_while_sending_is_raised_and_the_execution_settles() -> None:
+    engine = Script(send=[KeyboardInterrupt()])
+    graph = Graph(engine)
+    graph.next = Script(collect=[value(2)])
+    with pytest.raises(KeyboardInterrupt):
+        graph.core.submit((1,), {})
+    assert "KeyboardInterrupt" in str(graph.breaks[0])
+    assert graph.core.submit((2,), {}).result() == [2, 2]
+    assert graph.next.sent == [2]
+
+
+def test_a_defect_of_the_engine_is_a_status_and_costs_a_generation() -> None:
+    graph = Graph(Script(collect=[AttributeError("a defect")]))
+    status = graph.core.submit((1,), {}).status()
+    assert isinstance(status, JobError)
+    assert isinstance(graph.breaks[0], AttributeError)
+
+
+def test_what_was_not_sent_at_a_break_goes_to_the_next_generation() -> None:
+    graph = Graph(Script(send=[EngineBrokenError(CLOSED)]))
+    graph.next = Script(collect=[value(1)])
+    execution = graph.core.submit((1,), {})
+    status = execution.status()
+    assert isinstance(status, JobSucceeded)
+    assert (status.info.generation, status.info.attempts) == (1, 1)
+    assert graph.next.sent == [1]
+
+
+def test_what_was_sent_in_part_at_a_break_is_lost_and_not_sent_again() -> None:
+    died = ActorDiedError()
+    graph = Graph(Script(send=[EngineBrokenError(CLOSED, sent=True)]), Break(((1, died),), CLOSED))
+    graph.next = Script()
+    status = graph.core.submit((1,), {}).status()
+    assert isinstance(status, JobPreempted)
+    assert status.error is died
+    assert (status.info.generation, status.info.attempts) == (0, 1)
+    assert [lost.info.host_id for lost in status.info.lost_hosts] == [1]
+    assert graph.next.sent == []
+
+
+def test_no_room_in_the_channel_is_an_error_of_which_nothing_was_sent() -> None:
+    core = Graph(Script(send=[SendTimeoutError("no room")], collect=[value(2)])).core
+    status = core.submit((1,), {}).status()
+    assert isinstance(status, JobError)
+    assert isinstance(status.error, RayChannelTimeoutError)
+    assert (status.info.state, status.info.attempts) == ("error", 0)
+    assert core.submit((2,), {}).result() == [2, 2]
+
+
+def test_outputs_that_arrived_before_a_break_stay_available() -> None:
+    died = ActorDiedError()
+    failed = OutputError(RayTaskError("step", "traceback", ValueError("raised")), 0, "step")
+    graph = Graph(Script(collect=[{0: failed}, EngineBrokenError(CLOSED)]), Break(((1, died),), CLOSED))
+    execution = graph.core.submit((1,), {})
+    first, second = execution.outputs()
+    assert isinstance(first, JobFailed)
+    assert isinstance(second, JobPreempted)
+
+
+def test_closing_settles_what_is_in_flight_once() -> None:
+    core = Graph(Script()).core
+    execution = core.submit((1,), {})
+    assert core.close()
+    assert not core.close()
+    core.abandon(GraphClosedError("closed"), 1.0)
+    status = execution.status()
+    assert isinstance(status, JobError)
+    assert isinstance(status.error, GraphClosedError)
+    assert status.info.state == "error"
+    assert [type(output) for output in execution.outputs()] == [JobError, JobError]

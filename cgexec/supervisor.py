@@ -241,6 +241,7 @@ class Supervisor:
                     cause = losses.get(host_id, CgexecError(f"host {host_id} was restarted by Ray"))
                     self._incarnations = {**self._incarnations, host_id: reply.incarnation}
             if cause is not None:
+                _logger.warning("graph %r lost host %d: %s", core.name, host_id, cause)
                 lost.append(LostHost(replace(member.info, healthy=False, failed=True), core.generation, cause))
         return lost, alive
 

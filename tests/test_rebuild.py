@@ -1,6 +1,7 @@
 """After a system error: what is rebuilt, from whom, with what; and when the graph gives up."""
 
 import threading
+import time
 
 import pytest
 import ray
@@ -68,6 +69,19 @@ def test_everything_in_flight_at_the_loss_settles_and_nothing_is_answered_twice(
         assert rebuilt(graph, 1)
         assert graph.execute(request(9)).result == (9, {}, (0, 2))
         assert [execution.status(0) for execution in [stuck, *behind]] == statuses
+
+
+def test_an_actor_whose_loop_has_not_started_at_the_loss_is_no_loss_itself(spawn):
+    actors = spawn(3)
+    # On the thread that runs the loop, before the loop: it starts when this graph has been torn down already.
+    late = actors[2].__ray_call__.options(concurrency_group="_ray_system").remote(lambda _: time.sleep(1.5))
+    config = GraphConfig(buffer_size_bytes=10_000, max_inflight=4, teardown_timeout_s=20)
+    with GraphExecutor(actors, chain("work"), config=config) as graph:
+        ray.kill(actors[1])
+        assert rebuilt(graph, 1)
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
+        assert graph.execute(request(1)).result == (1, {}, (0, 2))
+    ray.get(late)
 
 
 def test_an_idle_death_is_noticed_and_the_next_execution_just_works(spawn):

@@ -22,6 +22,7 @@ from cgexec.errors import GraphSpecError
 from cgexec.settings import Settings
 
 _PROBE_AFTER_BOUND_S = 2.0
+_TEARDOWN_AFTER_LOSS_S = 5.0  # no method has run yet, so a loop that is alive leaves at once
 
 
 class HostsLostError(Exception):
@@ -73,7 +74,12 @@ def build_generation(
         # A silent one may still take the lease: this reaches it behind the request, whenever that is.
         release(silent, recipe.graph_id, 0)
         raise
-    return CompiledEngine(compiled, bound, members, reports, recipe.settings, recipe.graph_id, on_loop_end)
+    engine = CompiledEngine(compiled, bound, members, reports, recipe.settings, recipe.graph_id, on_loop_end)
+    losses = engine.settle_in(deadline.remaining_s())
+    if losses:
+        stuck = engine.tear_down(_TEARDOWN_AFTER_LOSS_S)
+        raise HostsLostError({**losses, **stuck})
+    return engine
 
 
 def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception]) -> dict[int, ActorReport]:

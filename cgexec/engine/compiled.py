@@ -42,7 +42,7 @@ from cgexec.engine import bounded
 from cgexec.engine.channel_type import SizedSharedMemory, give_hints
 from cgexec.engine.detach import detached
 from cgexec.engine.graph_spec import BoundGraph
-from cgexec.engine.preparation import ActorReport, call_out, release
+from cgexec.engine.preparation import ActorReport, await_loops, call_out, release
 from cgexec.engine.protocol import (
     Break,
     EngineBrokenError,
@@ -61,6 +61,7 @@ _logger = logging.getLogger(__name__)
 _HEADING = re.compile(r"^\S*ray::.*\(pid=(?P<pid>\d+), ip=(?P<ip>[^,)]+)", re.MULTILINE)
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
+_FIRST_CALL_PAUSE_S, _LONGEST_CALL_PAUSE_S = 0.1, 1.0  # between two calls to the actors to leave their loops
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 
 
@@ -164,6 +165,12 @@ class CompiledEngine:
         self.broken = True
         on_loop_end(self)
 
+    def settle_in(self, timeout_s: float) -> dict[int, Exception]:
+        """Wait until every loop runs with its channels open; return the hosts where it does not, and why."""
+        for channel, _ in self._outputs:
+            channel.ensure_registered_as_reader()
+        return await_loops([member for member in self._members if member.info.host_id in self._loops], timeout_s)
+
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
         """Return (channel, serialised input) for each input channel; nothing is sent."""
         self.spec.inputs.check(args, kwargs)
@@ -264,8 +271,7 @@ class CompiledEngine:
         self._torn_down = self.broken = True
         deadline = Deadline.after(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
         teardown = bounded.start(self._tear_down_ray, f"cgexec-teardown-{self._graph_id[:8]}")
-        call_out([member for member in self._members if self._is_running(member)])
-        self._await_loops(deadline)
+        self._call_out(deadline)
         stuck = [member for member in self._members if self._is_running(member)]
         for member in stuck:
             ray.kill(member.actor)
@@ -282,9 +288,20 @@ class CompiledEngine:
         hush(threading.current_thread())
         self._compiled.teardown()
 
-    def _await_loops(self, deadline: Deadline) -> None:
-        with self._loops_changed:
-            self._loops_changed.wait_for(lambda: len(self._ended) == len(self._loops), deadline.wait_s())
+    def _call_out(self, deadline: Deadline) -> None:
+        """Tell the actors to leave their loops until all have, or until the deadline.
+
+        Once is not enough: a loop that has been submitted but not started yet does not hear it, and opens its channels
+        afterwards, closed or not. Ray's own teardown waits for such a loop for ever.
+        """
+        pause_s = _FIRST_CALL_PAUSE_S
+        while running := [member for member in self._members if self._is_running(member)]:
+            call_out(running)
+            with self._loops_changed:
+                self._loops_changed.wait_for(lambda: len(self._ended) == len(self._loops), deadline.slice_s(pause_s))
+            if deadline.remaining_s() == 0:
+                return
+            pause_s = min(_LONGEST_CALL_PAUSE_S, 2 * pause_s)
 
     def _is_running(self, member: Member) -> bool:
         host_id = member.info.host_id

@@ -27,11 +27,15 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
+from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Member
 from cgexec.errors import GraphSpecError
 
 # Private: the functions that Ray's compiled graphs run for as long as an actor is in one.
 _LOOP_FUNCTIONS = frozenset({"do_exec_tasks", "do_profile_tasks"})
+
+
+_LOOP_POLL_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,24 @@ def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorR
     )
 
 
+def settle_in(_instance: Any, timeout_s: float) -> bool:
+    """Wait for this actor's loop to start, and open every channel it reads. *In the actor.*
+
+    A loop opens a channel when it first reads it, and Ray aborts the whole process if the channel's writer has died by
+    then. So the channels are opened before anything can die unnoticed. Returns whether the loop has started.
+    """
+    deadline = Deadline.after(timeout_s)
+    while not (frames := list(_loop_frames())):
+        if deadline.remaining_s() == 0:
+            return False
+        time.sleep(_LOOP_POLL_S)
+    for frame in frames:
+        for task in frame.f_locals["tasks"]:
+            for channel in task.input_channels:
+                channel.ensure_registered_as_reader()
+    return True
+
+
 def leave_loop(_instance: Any) -> None:
     """Close the channels that the execution loop really reads and writes. *In the actor.*
 
@@ -190,6 +212,17 @@ def prepare(
         timeout_s,
         lambda member: member.actor.__ray_call__.remote(answer, lease, tuple(methods[member.info.host_id])),
     )
+
+
+def await_loops(members: Sequence[Member], timeout_s: float) -> dict[int, Exception]:
+    """Wait, in parallel, for every actor to settle in; return those that did not, and why."""
+    replies = _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(settle_in, timeout_s))
+    late = GetTimeoutError(f"the actor's loop did not start within {timeout_s:g} s")
+    return {
+        host_id: reply if isinstance(reply, Exception) else late
+        for host_id, reply in replies.items()
+        if reply is not True
+    }
 
 
 def call_out(members: Sequence[Member]) -> None:

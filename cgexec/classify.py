@@ -94,7 +94,8 @@ TABLE: tuple[Row, ...] = (
     Row("RaySystemError RayDirectTransportError StreamingGeneratorReplayInconsistentError", _E, _E, _E,
         "Ray failed; as an output: a result that could not be loaded"),
     Row("ObjectLostError ObjectFetchTimedOutError ReferenceCountingAssertionError ObjectFreedError "
-        "ObjectReconstructionFailedError PlasmaObjectNotAvailable ObjectRefStreamEndOfStreamError "
+        "ObjectReconstructionFailedError ObjectReconstructionFailedMaxAttemptsExceededError "
+        "ObjectReconstructionFailedLineageEvictedError PlasmaObjectNotAvailable ObjectRefStreamEndOfStreamError "
         "OufOfBandObjectRefSerializationException",                        _E, _E, _E,
         "an object is not to be had"),
     Row("ObjectStoreFullError OutOfDiskError OutOfMemoryError",            _E, _E, _E,

@@ -41,6 +41,7 @@ class DemoWorker:
 def ray_session(address: str | None, num_cpus: int) -> Iterator[None]:
     """Connect to the cluster at ``address``, or start Ray on this machine; leaves nothing running that it started."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray up to 2.5x warns of a coming default
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         ray.init(address=address, **quiet)

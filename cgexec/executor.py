@@ -87,6 +87,8 @@ class GraphExecutor:
         try:
             self._supervisor.start(self._core, members)
         except HostsLostError as error:
+            if not error.losses:
+                raise GraphSpecError(f"the graph cannot be built: {error}") from error
             host_id, cause = next(iter(error.losses.items()))
             raise GraphSpecError(f"host {host_id} ({group.actors[host_id]!r}) cannot be used: {cause}") from cause
 

@@ -40,6 +40,7 @@ from cgexec.topology import LostHost
 
 _logger = logging.getLogger(__name__)
 
+_MOST_FRUITLESS_BUILDS = 5  # in a row, that failed though every host answers
 _CULPRIT_TIMEOUT_S = 1.0  # a dead actor's loop is reported within 90 ms of its channels closing
 
 
@@ -171,6 +172,7 @@ class Supervisor:
         members = list(core.members)
         losses: dict[int, Exception] = dict(why.errors)
         stuck = old.tear_down(self._recipe.settings.teardown_timeout_s.value)
+        fruitless = 0
         for attempt in itertools.count():
             if self._stopping.wait(backoff_delay_s(self._policy, attempt)):
                 return
@@ -189,6 +191,10 @@ class Supervisor:
                 self._run_hook(core, engine, members)
             except HostsLostError as error:
                 losses, stuck = error.losses, {}
+                fruitless = fruitless + 1 if not losses else 0
+                if fruitless > _MOST_FRUITLESS_BUILDS:
+                    self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {error}", error), ())
+                    return
                 if not core.happened(GraphEvent.SYSTEM_ERROR, f"while it was rebuilt: {error}"):
                     return
             except Exception as error:  # noqa: BLE001 - a builder or a hook may raise anything; it is the reason

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cgexec.classify import Place, Verdict, classify, is_failed_constructor
 from cgexec.deadline import Deadline
@@ -26,10 +26,14 @@ _TEARDOWN_AFTER_LOSS_S = 5.0  # no method has run yet, so a loop that is alive l
 
 
 class HostsLostError(Exception):
-    """The graph was not built because hosts were found dead or silent: ``losses`` says which, and why."""
+    """The graph was not built because of a death: ``losses`` says which hosts were found dead or silent, and why.
 
-    def __init__(self, losses: dict[int, Exception]) -> None:
-        super().__init__(", ".join(f"host {host_id}: {error}" for host_id, error in losses.items()))
+    There may be none: Ray's own helper actor may have been on a node that went away. Building again may then succeed.
+    """
+
+    def __init__(self, losses: dict[int, Exception], reason: Exception | None = None) -> None:
+        names = ", ".join(f"host {host_id}: {error}" for host_id, error in losses.items())
+        super().__init__(names or f"every host answers, but {reason}")
         self.losses = losses
 
 
@@ -114,9 +118,10 @@ def _compile(recipe: GraphRecipe, bound: BoundGraph, members: Sequence[Member], 
             "raise GraphConfig.build_timeout_s"
         ) from error
     except Exception as error:
-        losses = _dead_or_silent(members) if classify(error, Place.LOOP) is Verdict.PREEMPTED else {}
-        if losses:
-            raise HostsLostError(losses) from error
+        # A death may show as an error of a task that Ray's compile has run in an actor.
+        behind = error.cause if isinstance(error, RayTaskError) else error
+        if classify(behind, Place.LOOP) is Verdict.PREEMPTED:
+            raise HostsLostError(_dead_or_silent(members), error) from error
         raise GraphSpecError(f"Ray does not compile graph {recipe.name!r}: {type(error).__name__}: {error}") from error
 
 

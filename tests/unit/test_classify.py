@@ -55,9 +55,25 @@ RAY_ERRORS = {
 }
 
 
+# Not in every release of the range: the table names them all, since a class it does not name has no meaning of its own.
+OF_SOME_RELEASES = {
+    "ActorAlreadyExistsError",
+    "ActorHandleNotFoundError",
+    "AuthenticationError",
+    "ObjectReconstructionFailedError",
+    "ObjectReconstructionFailedLineageEvictedError",
+    "ObjectReconstructionFailedMaxAttemptsExceededError",
+    "RayDirectTransportError",
+    "StreamingGeneratorReplayInconsistentError",
+}
+NAMED = [(row, name) for row in TABLE for name in row.classes.split() if name in RAY_ERRORS]
+
+
 def made(name: str) -> RayError:
-    maker = MAKERS.get(name)
-    error = maker() if maker is not None else RAY_ERRORS[name]("x")
+    maker, cls = MAKERS.get(name), RAY_ERRORS[name]
+    if maker is None and cls.__init__ is rx.ObjectLostError.__init__:
+        maker = lost_object(cls)
+    error = maker() if maker is not None else cls("x")
     assert isinstance(error, RayError)
     return error
 
@@ -72,7 +88,7 @@ def test_every_exception_of_ray_is_named_by_a_row() -> None:
 
 def test_every_name_in_the_table_is_an_exception_of_ray() -> None:
     named = {name for row in TABLE for name in row.classes.split()}
-    assert named - set(RAY_ERRORS) == set()
+    assert named - set(RAY_ERRORS) <= OF_SOME_RELEASES
 
 
 @pytest.mark.parametrize("name", RAY_ERRORS)
@@ -92,11 +108,7 @@ def fits(row: Row, name: str) -> RayError | None:
     return next((error for error in candidates if row_for(error) is row), None)
 
 
-@pytest.mark.parametrize(
-    ("row", "name"),
-    [(row, name) for row in TABLE for name in row.classes.split()],
-    ids=lambda v: v if isinstance(v, str) else "",
-)
+@pytest.mark.parametrize(("row", "name"), NAMED, ids=lambda v: v if isinstance(v, str) else "")
 def test_no_row_and_no_name_in_it_is_hidden_by_an_earlier_one(row: Row, name: str) -> None:
     assert fits(row, name) is not None
 

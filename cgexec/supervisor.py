@@ -119,12 +119,13 @@ class Supervisor:
                         self._handle_break(core, engine, seen)
                     case _Requested(done):
                         self._handle_request(core, done)
-            except Exception as error:
+            except BaseException as error:
                 _logger.exception("graph %r: the rebuild itself failed", self._recipe.name)
                 left = core.current_engine()
-                if left is not None and core.break_off(left, Break((), error)):
+                reason = GraphFailedError(f"the rebuild itself failed: {type(error).__name__}: {error}", error)
+                if left is not None and core.break_off(left, Break((), reason)):
                     left.tear_down(self._recipe.settings.teardown_timeout_s.value)
-                self._fail(core, GraphFailedError(f"the rebuild itself failed: {error}", error), ())
+                self._fail(core, reason, ())
         self._refuse_requests()
 
     def _refuse_requests(self) -> None:
@@ -134,6 +135,9 @@ class Supervisor:
                 event.done.set_exception(GraphClosedError(f"graph {self._recipe.name!r} is closed"))
 
     def _handle_break(self, core: GraphCore, engine: Engine, seen: Exception) -> None:
+        if engine.session_over:
+            self._end_with_ray(core, engine)
+            return
         why = engine.why_broken(seen, _CULPRIT_TIMEOUT_S)
         if not core.break_off(engine, why):
             return
@@ -149,6 +153,12 @@ class Supervisor:
             self._rebuild(core, engine, why)
         else:
             engine.tear_down(self._recipe.settings.teardown_timeout_s.value)
+
+    def _end_with_ray(self, core: GraphCore, engine: Engine) -> None:
+        """Ray was shut down under the graph, which has torn itself down: say so, and call nothing of Ray's any more."""
+        reason = GraphFailedError("Ray was shut down under the graph")
+        if core.break_off(engine, Break((), reason)):
+            core.fail(reason, ())
 
     def _handle_request(self, core: GraphCore, done: Future[None]) -> None:
         if core.state is GraphState.READY and core.happened(GraphEvent.REBUILD, "on request"):
@@ -293,7 +303,10 @@ class Supervisor:
         if hook is None:
             return None
         what = f"RebuildPolicy.{name}"
-        return bounded.call_bounded(lambda: hook(*args), self._policy.hook_timeout_s, f"cgexec-{name}", what)
+        try:
+            return bounded.call_bounded(lambda: hook(*args), self._policy.hook_timeout_s, f"cgexec-{name}", what)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise CgexecError(f"{what} raised {type(error).__name__}: {error}") from error
 
     def _fail(self, core: GraphCore, reason: GraphFailedError, lost: Sequence[LostHost]) -> None:
         core.fail(reason, lost)

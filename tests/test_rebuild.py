@@ -1,5 +1,6 @@
 """After a system error: what is rebuilt, from whom, with what; and when the graph gives up."""
 
+import sys
 import threading
 import time
 
@@ -234,6 +235,33 @@ def test_a_hook_that_raises_fails_the_graph_with_its_error(spawn, hook):
         assert eventually(lambda: graph.state is GraphState.FAILED)
         assert isinstance(graph.failure.reason, LookupError)
         assert f"{hook} has nothing to offer" in str(graph.failure)
+
+
+def test_a_hook_that_exits_fails_the_graph_and_nothing_else(spawn):
+    policy = RebuildPolicy(on_rebuild=lambda *args: sys.exit(3))
+    with GraphExecutor(spawn(2), chain("work"), config=SMALL, policy=policy) as graph:
+        ray.kill(graph.actors[0])
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+        assert "on_rebuild raised SystemExit: 3" in str(graph.failure)
+
+
+def test_a_builder_that_exits_or_hangs_in_a_rebuild_fails_the_graph(spawn):
+    never, ways = threading.Event(), [lambda: sys.exit(3), lambda: never.wait(60)]
+
+    def build(inp, actors):
+        if len(actors) < 2:
+            ways[0]()
+        return actors[0].work.bind(inp)
+
+    config = GraphConfig(buffer_size_bytes=10_000, max_inflight=4, build_timeout_s=5)
+    for words in ("SystemExit: 3", "the builder was still running after 5 s"):
+        with GraphExecutor(spawn(2), build, config=config) as graph:
+            ray.kill(graph.actors[0])
+            assert eventually(lambda graph=graph: graph.state is GraphState.FAILED)
+            assert words in str(graph.failure)
+            assert isinstance(graph.execute(request(1)), JobError)
+        ways.pop(0)
+    never.set()
 
 
 def test_a_hook_that_outlives_its_bound_fails_the_graph(spawn):

@@ -66,7 +66,7 @@ def build_generation(
             Ray would wait for it for ever; the others are usable afterwards.
     """
     deadline = Deadline.after(recipe.build_timeout_s)
-    bound = bind_graph(recipe.build, members)
+    bound = _bind(recipe, members)
     replies = prepare(members, recipe.lease(), bound.methods, deadline.remaining_s())
     try:
         reports = _check(members, replies)
@@ -84,6 +84,19 @@ def build_generation(
         stuck = engine.tear_down(_TEARDOWN_AFTER_LOSS_S)
         raise HostsLostError({**losses, **stuck})
     return engine
+
+
+def _bind(recipe: GraphRecipe, members: Sequence[Member]) -> BoundGraph:
+    """Call the builder, under the bound: it is the caller's code."""
+    try:
+        return bounded.call_bounded(
+            lambda: bind_graph(recipe.build, members),
+            recipe.build_timeout_s,
+            f"cgexec-bind-{recipe.graph_id[:8]}",
+            "the builder",
+        )
+    except bounded.BoundExceededError as error:
+        raise GraphSpecError(f"{error}; it should only bind nodes, or raise GraphConfig.build_timeout_s") from error
 
 
 def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception]) -> dict[int, ActorReport]:

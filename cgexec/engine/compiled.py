@@ -13,6 +13,7 @@ Private names used here, on an object of ``ray.dag.CompiledDAG``:
                           is listed twice
 ``worker_task_refs``      a reference to each actor's loop: it ends when, and as, the loop ends
 ``_channels``             of a channel: one for the readers on each side of a node's border
+``teardown``              called by ``ray.shutdown()`` on every graph; replaced on the object
 ``_monitor``              Ray's thread that tears the graph down when a loop ends; its log is silenced
 ``_proxy_actor``          an actor of Ray's own, one for each compile, which otherwise lives until garbage collection
 ========================  ===================================================================================
@@ -62,6 +63,7 @@ _HEADING = re.compile(r"^\S*ray::.*\(pid=(?P<pid>\d+), ip=(?P<ip>[^,)]+)", re.MU
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
 _FIRST_CALL_PAUSE_S, _LONGEST_CALL_PAUSE_S = 0.1, 1.0  # between two calls to the actors to leave their loops
+_SHUTDOWN_TEARDOWN_S = 1.0
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 
 
@@ -105,6 +107,7 @@ class CompiledEngine:
     ) -> None:
         self.spec: GraphSpec = bound.spec
         self.broken = False
+        self.session_over = False
         self._compiled = compiled
         self._members = tuple(members)
         self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
@@ -136,6 +139,8 @@ class CompiledEngine:
         self._methods = bound.methods
 
         self._torn_down = False
+        self._ray_teardown = compiled.teardown
+        compiled.teardown = self._when_ray_tears_down
         self._loops_changed = threading.Condition()
         self._ended: dict[int, BaseException | None] = {}  # in the order in which the loops ended
         self._loops: dict[int, ray.ObjectRef[Any]] = {}
@@ -286,7 +291,16 @@ class CompiledEngine:
 
     def _tear_down_ray(self) -> None:
         hush(threading.current_thread())
-        self._compiled.teardown()
+        self._ray_teardown()
+
+    def _when_ray_tears_down(self, kill_actors: bool = False) -> None:
+        """Stand in for the graph's own ``teardown``, which Ray calls as it shuts down, the process's exit included.
+
+        Ray would wait for a stuck actor for ever. And without this the graph would look broken, and its rebuild would
+        run into the shutdown, or start a new Ray behind it: calls to actors do that where there is none.
+        """
+        self.session_over = self.session_over or kill_actors
+        self.tear_down(_SHUTDOWN_TEARDOWN_S)
 
     def _call_out(self, deadline: Deadline) -> None:
         """Tell the actors to leave their loops until all have, or until the deadline.

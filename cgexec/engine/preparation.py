@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RaySystemError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Member
@@ -172,6 +172,8 @@ def _call_all(
     members: Sequence[Member], timeout_s: float, call: Callable[[Member], ray.ObjectRef[Any]]
 ) -> dict[int, Any | Exception]:
     """Return, for each host, what its actor answered, or the exception: a GetTimeoutError if it kept silent."""
+    if not ray.is_initialized():  # a call to an actor would start a new Ray
+        return {m.info.host_id: RaySystemError("Ray is not initialised in this process") for m in members}
     answers: dict[int, Any | Exception] = {}
     refs: dict[int, ray.ObjectRef[Any]] = {}
     for member in members:

@@ -116,6 +116,7 @@ class Engine(Protocol):
         spec: the outside of the graph.
         capacity: how many executions may be sent and not yet fully collected.
         broken: whether the generation has ended, as far as is known; the caller sets it to condemn the generation.
+        session_over: whether the generation ended because Ray was shut down: there is nothing left to rebuild with.
         incarnations: for each host, what tells its process from the one that Ray may start in its place.
         node_ids: for each host, the node it is on.
     """
@@ -123,6 +124,7 @@ class Engine(Protocol):
     spec: GraphSpec
     capacity: int
     broken: bool
+    session_over: bool
     incarnations: dict[int, str]
     node_ids: dict[int, str]
 

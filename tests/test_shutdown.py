@@ -1,0 +1,54 @@
+"""Ray goes away under a graph that was not closed: at the end of the program, or by ray.shutdown()."""
+
+import sys
+
+import pytest
+from conftest import eventually
+from test_cli import processes_of_session, run
+
+PROLOGUE = """
+import ray, threading
+from cgexec import GraphConfig, GraphExecutor, fan_out
+
+def start():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+             object_store_memory=200_000_000)
+
+class Echo:
+    def echo(self, message):
+        return message
+
+start()
+actors = [ray.remote(num_cpus=0)(Echo).remote() for _ in range(2)]
+graph = GraphExecutor(actors, fan_out("echo"), config=GraphConfig(buffer_size_bytes=10_000, max_inflight=4))
+print(graph.execute(1).result)
+"""
+SHOW = """
+status = graph.execute(2)
+print(type(status).__name__, status.error, graph.state.value, ray.is_initialized())
+graph.close()
+print([thread.name for thread in threading.enumerate() if "cgexec" in thread.name])
+"""
+ENDINGS = {
+    "the program ends": ("", []),
+    "shutdown, and the program ends": ("ray.shutdown()", []),
+    "shutdown, and the graph is used and closed": (
+        "ray.shutdown()" + SHOW,
+        ["JobError Ray was shut down under the graph failed False", "[]"],
+    ),
+    "shutdown, and Ray is started again": (
+        "ray.shutdown()\nstart()" + SHOW + "ray.shutdown()",
+        ["JobError Ray was shut down under the graph failed True", "[]"],
+    ),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_graph_that_was_not_closed_ends_with_ray(tmp_path, ending):
+    epilogue, shown = ENDINGS[ending]
+    script = tmp_path / "script.py"
+    script.write_text(PROLOGUE + epilogue)
+    code, out, err, session = run(sys.executable, str(script))
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["[1, 1]", *shown]
+    assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)

@@ -80,6 +80,8 @@ class GraphExecutor:
         self._planned = tuple(group.infos)
         self._probe_timeout_s = policy.probe_timeout_s
         self._closing = threading.Lock()
+        self._closed = False
+        self._engine_left: Any = None
         recipe = GraphRecipe(uuid.uuid4().hex, name, build, self._settings, config.build_timeout_s)
         self._supervisor = Supervisor(recipe, policy)
         self._core = GraphCore(name, kind, self._settings, config.fail_fast, self._supervisor.broke)
@@ -235,15 +237,30 @@ class GraphExecutor:
         if timeout_s is None:
             timeout_s = self._settings.teardown_timeout_s.value
         deadline = Deadline.after(check_wait("timeout_s", timeout_s, FROM_CALL))
-        with self._closing:
-            if not self._core.close():
-                return
+        self._core.close()
+        # Another thread may be closing: one close is enough, and neither waits longer than it was told to.
+        if not self._closing.acquire(timeout=deadline.slice_s(threading.TIMEOUT_MAX)):
+            return
+        try:
+            if not self._closed:
+                self._close(deadline)
+                self._closed = True
+        finally:
+            self._closing.release()
+
+    def _close(self, deadline: Deadline) -> None:
+        """Settle, stop and tear down. Ctrl-C does not leave it half done: it only takes away the time to wait."""
+        try:
             self._core.drain(deadline)
+        except BaseException:
+            deadline = Deadline.after(0)
+            raise
+        finally:
             error = GraphClosedError(f"graph {self._core.name!r} was closed while this was in flight; it may have run")
-            engine = self._core.abandon(error, _STOP_MARGIN_S)
+            self._engine_left = self._core.abandon(error, _STOP_MARGIN_S) or self._engine_left
             self._supervisor.stop(max(_STOP_MARGIN_S, deadline.slice_s(threading.TIMEOUT_MAX)))
-            if engine is not None:
-                self._tear_down(engine, deadline)
+            if self._engine_left is not None:
+                self._tear_down(self._engine_left, deadline)
 
     def _tear_down(self, engine: Any, deadline: Deadline) -> None:
         infos = {member.info.host_id: member.info for member in self._core.members}

@@ -68,6 +68,8 @@ class Supervisor:
         self._events: queue.SimpleQueue[_Broke | _Requested | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{recipe.name}", daemon=True)
         self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._leaving: Engine | None = None  # the engine that a rebuild is tearing down
         self._rebuilds_started = 0
         self._core: GraphCore | None = None
         self._incarnations: Mapping[int, str] = {}
@@ -93,12 +95,17 @@ class Supervisor:
         """Ask for a rebuild; the future tells when it is done, and raises if the graph failed or was closed."""
         done: Future[None] = Future()
         self._events.put(_Requested(done))
+        if self._ended.is_set():  # else the thread will see it
+            self._refuse_requests()
         return done
 
     def stop(self, timeout_s: float) -> None:
         """Stop after the step under way; returns when the thread has ended, or after ``timeout_s``."""
         self._stopping.set()
         self._events.put(_Stop())
+        leaving = self._leaving
+        if leaving is not None:
+            leaving.hurry(timeout_s)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -126,11 +133,16 @@ class Supervisor:
                 if left is not None and core.break_off(left, Break((), reason)):
                     left.tear_down(self._recipe.settings.teardown_timeout_s.value)
                 self._fail(core, reason, ())
+        self._ended.set()
         self._refuse_requests()
 
     def _refuse_requests(self) -> None:
-        while not self._events.empty():
-            event = self._events.get()
+        """Answer the requests that nobody will serve any more. Any thread may do it, also several at once."""
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
             if isinstance(event, _Requested):
                 event.done.set_exception(GraphClosedError(f"graph {self._recipe.name!r} is closed"))
 
@@ -181,7 +193,9 @@ class Supervisor:
         started = time.monotonic()
         members = list(core.members)
         losses: dict[int, Exception] = dict(why.errors)
+        self._leaving = old
         stuck = old.tear_down(self._recipe.settings.teardown_timeout_s.value)
+        self._leaving = None
         fruitless = 0
         for attempt in itertools.count():
             if self._stopping.wait(backoff_delay_s(self._policy, attempt)):
@@ -208,7 +222,7 @@ class Supervisor:
                 if not core.happened(GraphEvent.SYSTEM_ERROR, f"while it was rebuilt: {error}"):
                     return
             except Exception as error:  # noqa: BLE001 - a builder or a hook may raise anything; it is the reason
-                self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {error}", error), ())
+                self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {_named(error)}", error), ())
                 return
             else:
                 if self._open(core, engine, members, ()):
@@ -305,13 +319,20 @@ class Supervisor:
         what = f"RebuildPolicy.{name}"
         try:
             return bounded.call_bounded(lambda: hook(*args), self._policy.hook_timeout_s, f"cgexec-{name}", what)
-        except (SystemExit, KeyboardInterrupt) as error:
+        except Exception:
+            raise
+        except BaseException as error:
             raise CgexecError(f"{what} raised {type(error).__name__}: {error}") from error
 
     def _fail(self, core: GraphCore, reason: GraphFailedError, lost: Sequence[LostHost]) -> None:
         core.fail(reason, lost)
         if core.state is GraphState.FAILED:
             _logger.error("graph %r has failed for good: %s", core.name, reason)
+
+
+def _named(error: Exception) -> str:
+    """Return the text of ``error``, with the name of its class unless it is one of ours and says enough."""
+    return str(error) if isinstance(error, CgexecError) else f"{type(error).__name__}: {error}"
 
 
 def _because(reason: GraphFailedError, first: Exception) -> GraphFailedError:

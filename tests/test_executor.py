@@ -1,6 +1,7 @@
 """Executions of a graph that nobody kills: answers, application errors, waits that run out, bad input, many threads."""
 
 import itertools
+import signal
 import threading
 import time
 
@@ -333,6 +334,7 @@ def test_an_exception_that_cannot_be_loaded_is_a_failure_and_never_a_value(spawn
     with GraphExecutor(spawn(1), chain("work"), config=SMALL) as graph:
         status = graph.execute(request(1, {0: ("raise-needs-arguments",)}))
         assert isinstance(status, JobFailed)
+        assert (status.info.host.host_id, status.info.method) == (0, "work")
         assert isinstance(status.error, (UnserializableException, NeedsArgumentsError, RayTaskError))
         assert "this and that" in str(status.error)
         status = graph.execute(request(2, {0: ("raise-holding-a-lock",)}))
@@ -470,6 +472,32 @@ def test_close_is_bounded_and_names_the_actor_that_was_stuck(spawn):
     assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
     with GraphExecutor(actors[:1], chain("work"), config=SMALL) as again:
         assert again.execute(request(2)).result[0] == 2
+
+
+def test_ctrl_c_in_close_only_takes_away_the_time_to_wait(spawn):
+    graph = GraphExecutor(spawn(2), fan_out("work"), config=SMALL)
+    execution = graph.submit(request(1, {1: ("sleep", 600.0)}))
+    interrupt = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        graph.close(timeout_s=300)
+    interrupt.join()
+    graph.close()
+    assert isinstance(execution.status(0), JobError)
+    assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
+
+
+def test_a_close_does_not_wait_for_a_longer_one_of_another_thread(spawn):
+    graph = GraphExecutor(spawn(1), chain("work"), config=SMALL)
+    graph.submit(request(1, {0: ("sleep", 600.0)}))
+    patient = threading.Thread(target=graph.close, args=(5.0,))
+    patient.start()
+    while graph.state is not GraphState.CLOSED:
+        pass
+    graph.close(timeout_s=0.1)
+    assert patient.is_alive(), "the short close waited for the long one"
+    patient.join()
+    assert [lost.info.host_id for lost in graph.lost_hosts] == [0]
 
 
 def test_check_health_names_every_planned_host(spawn):

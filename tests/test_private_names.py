@@ -51,6 +51,7 @@ def test_nodes_know_their_neighbours_and_their_actor(spawn):
     assert type(node.type_hint) is ChannelOutputType
     assert inp.input_attribute_nodes == {0: part}
     assert actor._ray_method_is_generator["generator"] is True
+    assert actor._method_shells["__ray_call__"]._max_task_retries == 0
     assert actor._actor_id.hex() in ray._private.state.actors()
 
 

@@ -24,8 +24,9 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,7 @@ from cgexec.deadline import Deadline
 from cgexec.engine import bounded
 from cgexec.engine.channel_type import SizedSharedMemory, give_hints
 from cgexec.engine.detach import detached
-from cgexec.engine.graph_spec import BoundGraph
+from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.preparation import ActorReport, await_loops, call_out, release
 from cgexec.engine.protocol import (
     Break,
@@ -51,6 +52,7 @@ from cgexec.engine.protocol import (
     Member,
     Output,
     OutputError,
+    OutputPort,
     OutputValue,
     SendTimeoutError,
 )
@@ -70,14 +72,34 @@ _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended
 def compile_graph(bound: BoundGraph, settings: Settings) -> Any:
     """Return Ray's compiled graph. Blocks without a bound if an actor is stopped meanwhile."""
     give_hints(bound.nodes, SizedSharedMemory(settings.buffer_size_bytes.value, settings.max_inflight.value))
-    compiled = bound.root.experimental_compile(
-        _submit_timeout=settings.submit_timeout_s.value,
-        _max_inflight_executions=settings.max_inflight.value,
-        _max_buffered_results=settings.max_buffered_results.value,
-        _overlap_gpu_communication=settings.overlap_gpu_communication.value,
-    )
+    with _loops_without_retries(bound):
+        compiled = bound.root.experimental_compile(
+            _submit_timeout=settings.submit_timeout_s.value,
+            _max_inflight_executions=settings.max_inflight.value,
+            _max_buffered_results=settings.max_buffered_results.value,
+            _overlap_gpu_communication=settings.overlap_gpu_communication.value,
+        )
     hush(compiled._monitor)
     return compiled
+
+
+@contextmanager
+def _loops_without_retries(bound: BoundGraph) -> Iterator[None]:
+    """Let no loop that is submitted meanwhile be retried.
+
+    Ray retries the tasks of an actor with ``max_task_retries`` after a restart, the loop included: in a process that
+    never opened its channels, with nobody told of the death.
+    """
+    handles = {id(handle): handle for node in bound.nodes if (handle := actor_of(node)) is not None}
+    shells = [handle._method_shells["__ray_call__"] for handle in handles.values()]
+    before = [shell._max_task_retries for shell in shells]
+    for shell in shells:
+        shell._max_task_retries = 0
+    try:
+        yield
+    finally:
+        for shell, retries in zip(shells, before, strict=True):
+            shell._max_task_retries = retries
 
 
 def _process_of(error: RayTaskError) -> tuple[str, int]:
@@ -137,8 +159,11 @@ class CompiledEngine:
         # An application error names the process that raised it, not the actor.
         self._host_of_process = {(report.node_ip, report.pid): host_id for host_id, report in reports.items()}
         self._methods = bound.methods
+        self._origins = bound.origins
 
         self._torn_down = False
+        self._teardown_done = threading.Event()
+        self._leave_by = Deadline.after(-1)
         self._ray_teardown = compiled.teardown
         compiled.teardown = self._when_ray_tears_down
         self._loops_changed = threading.Condition()
@@ -224,7 +249,7 @@ class CompiledEngine:
             for channel, places in list(waiting):
                 one_go = deadline.remaining_s() if len(waiting) == 1 else deadline.slice_s(self._read_slice_s)
                 try:
-                    output = self._output(channel.read(one_go))
+                    output = self._output(channel.read(one_go), self._origins[places[0]])
                 except RayChannelTimeoutError:
                     continue
                 except RayChannelError as error:
@@ -238,17 +263,20 @@ class CompiledEngine:
             if deadline.remaining_s() == 0:
                 return
 
-    def _output(self, read: Any) -> Output:
-        """Return what was read from a channel as a value or as an error.
+    def _output(self, read: Any, origin: OutputPort | None) -> Output:
+        """Return what was read from a channel as a value or as an error; ``origin`` is the only call it can be from.
 
         Ray returns an error as an instance. It does so too for an exception that cannot be loaded here, and for a
         result that cannot be loaded: those are no values either.
         """
         if isinstance(read, RayTaskError):
-            host_id = self._host_of_process.get(_process_of(read))
-            return OutputError(read.as_instanceof_cause(), host_id, self._only_method(host_id))
+            error = read.as_instanceof_cause()
+            if origin is None:
+                host_id = self._host_of_process.get(_process_of(read))
+                return OutputError(error, host_id, self._only_method(host_id))
+            return OutputError(error, origin.host_id, origin.method)
         if isinstance(read, (UnserializableException, RaySystemError)):
-            return OutputError(read, None, None)
+            return OutputError(read, *((origin.host_id, origin.method) if origin is not None else (None, None)))
         return OutputValue(detached(read))
 
     def _only_method(self, host_id: int | None) -> str | None:
@@ -271,12 +299,31 @@ class CompiledEngine:
         Killing first what is stuck is what makes Ray's own teardown end: it waits for every actor in turn, 30 s for
         one that is stopped and for ever for one that is inside a method.
         """
-        if self._torn_down:
+        with self._loops_changed:
+            first, self._torn_down = not self._torn_down, True
+        if not first:
+            self._teardown_done.wait(_CLEAN_UP_S)
             return {}
-        self._torn_down = self.broken = True
-        deadline = Deadline.after(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
+        try:
+            return self._tear_down_once(timeout_s)
+        finally:
+            self._teardown_done.set()
+
+    def hurry(self, timeout_s: float) -> None:
+        """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""
+        with self._loops_changed:
+            sooner = Deadline.after(timeout_s)
+            if sooner.at < self._leave_by.at:
+                self._leave_by = sooner
+                self._loops_changed.notify_all()
+
+    def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
+        self.broken = True
+        with self._loops_changed:
+            leave_by = Deadline.after(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
+            self._leave_by = min(self._leave_by, leave_by, key=lambda deadline: deadline.at)
         teardown = bounded.start(self._tear_down_ray, f"cgexec-teardown-{self._graph_id[:8]}")
-        self._call_out(deadline)
+        self._call_out()
         stuck = [member for member in self._members if self._is_running(member)]
         for member in stuck:
             ray.kill(member.actor)
@@ -286,7 +333,7 @@ class CompiledEngine:
             _logger.exception("the teardown of a compiled graph did not end well")
         ray.kill(self._compiled._proxy_actor)
         release([member for member in self._members if member not in stuck], self._graph_id, _CLEAN_UP_S)
-        reason = f"was still in the graph {timeout_s:g} s after it was torn down, and was killed"
+        reason = "was still in the graph when its teardown had to end, and was killed"
         return {m.info.host_id: RayChannelTimeoutError(f"host {m.info.host_id} {reason}") for m in stuck}
 
     def _tear_down_ray(self) -> None:
@@ -300,10 +347,11 @@ class CompiledEngine:
         run into the shutdown, or start a new Ray behind it: calls to actors do that where there is none.
         """
         self.session_over = self.session_over or kill_actors
+        self.hurry(_SHUTDOWN_TEARDOWN_S)
         self.tear_down(_SHUTDOWN_TEARDOWN_S)
 
-    def _call_out(self, deadline: Deadline) -> None:
-        """Tell the actors to leave their loops until all have, or until the deadline.
+    def _call_out(self) -> None:
+        """Tell the actors to leave their loops until all have, or until they must have.
 
         Once is not enough: a loop that has been submitted but not started yet does not hear it, and opens its channels
         afterwards, closed or not. Ray's own teardown waits for such a loop for ever.
@@ -312,9 +360,9 @@ class CompiledEngine:
         while running := [member for member in self._members if self._is_running(member)]:
             call_out(running)
             with self._loops_changed:
-                self._loops_changed.wait_for(lambda: len(self._ended) == len(self._loops), deadline.slice_s(pause_s))
-            if deadline.remaining_s() == 0:
-                return
+                self._loops_changed.wait(self._leave_by.slice_s(pause_s))
+                if self._leave_by.remaining_s() == 0:
+                    return
             pause_s = min(_LONGEST_CALL_PAUSE_S, 2 * pause_s)
 
     def _is_running(self, member: Member) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray.dag import ClassMethodNode, DAGNode, InputAttributeNode, InputNode, MultiOutputNode
-from ray.dag.collective_node import CollectiveOutputNode
 
 from cgexec.engine.protocol import GraphSpec, InputSpec, Member, OutputPort
 from cgexec.errors import GraphSpecError
@@ -23,12 +22,16 @@ RESERVED_INPUTS = frozenset({"timeout_s"})
 
 @dataclass(frozen=True)
 class BoundGraph:
-    """Fresh nodes of one generation: the node to compile, the graph's outside, and the methods each host runs."""
+    """Fresh nodes of one generation: the node to compile, the graph's outside, and the methods each host runs.
+
+    ``origins`` has an entry for each output: the one call it depends on, or None if it depends on several.
+    """
 
     root: Any
     spec: GraphSpec
     nodes: tuple[Any, ...]
     methods: dict[int, tuple[str, ...]]
+    origins: tuple[OutputPort | None, ...]
 
 
 def takes_infos(build: Callable[..., Any]) -> bool:
@@ -78,7 +81,8 @@ def bind_graph(build: Callable[..., Any], members: Sequence[Member]) -> BoundGra
         if _is_call(node):
             methods[host_ids[node._get_actor_handle()]] += (node.get_method_name(),)
     root = built if isinstance(built, MultiOutputNode) else MultiOutputNode(list(outputs)) if returns_list else built
-    return BoundGraph(root, spec, tuple(nodes), methods)
+    origins = tuple(_sole_origin(node, host_ids) for node in outputs)
+    return BoundGraph(root, spec, tuple(nodes), methods, origins)
 
 
 def _generator_hint(members: Sequence[Member]) -> str:
@@ -189,15 +193,26 @@ def _check_arguments(node: Any) -> None:
         )
 
 
-def _check_all_used(outputs: Sequence[Any], nodes: Sequence[Any]) -> None:
-    """Refuse a node from which no output is reached: its errors would be lost, and Ray does not compile it."""
-    used: set[Any] = set()
+def _leading_to(outputs: Sequence[Any]) -> set[Any]:
+    """Return ``outputs`` and every node that one of them depends on."""
+    found: set[Any] = set()
     queue = list(outputs)
     while queue:
         node = queue.pop()
-        if node not in used:
-            used.add(node)
+        if node not in found:
+            found.add(node)
             queue += _upstream(node)
+    return found
+
+
+def _sole_origin(output: Any, host_ids: dict[Any, int]) -> OutputPort | None:
+    calls = [node for node in _leading_to([output]) if _is_call(node)]
+    return _port(calls[0], host_ids) if len(calls) == 1 else None
+
+
+def _check_all_used(outputs: Sequence[Any], nodes: Sequence[Any]) -> None:
+    """Refuse a node from which no output is reached: its errors would be lost, and Ray does not compile it."""
+    used = _leading_to(outputs)
     for node in nodes:
         if node not in used and not isinstance(node, (InputNode, MultiOutputNode)):
             raise GraphSpecError(f"{_name(node)} does not lead to any output: use its value, or leave it out")
@@ -231,6 +246,6 @@ def _port(node: Any, host_ids: dict[Any, int]) -> OutputPort:
     return OutputPort(host_ids[call._get_actor_handle()], call.get_method_name())
 
 
-def is_collective(node: Any) -> bool:
-    """Return whether ``node`` is a collective operation, which runs no method of the actor's class."""
-    return isinstance(node, CollectiveOutputNode)
+def actor_of(node: Any) -> Any | None:
+    """Return the actor handle of a call of a method, None for any other node."""
+    return node._get_actor_handle() if _is_call(node) else None

@@ -155,5 +155,11 @@ class Engine(Protocol):
     def why_broken(self, seen: Exception, timeout_s: float) -> Break:
         """Wait for a host to account for the break, and return what is known. ``seen`` is what the driver saw."""
 
+    def hurry(self, timeout_s: float) -> None:
+        """Shorten a teardown that is under way, or yet to come, to ``timeout_s`` from now."""
+
     def tear_down(self, timeout_s: float) -> dict[int, Exception]:
-        """End the generation; idempotent. Returns the hosts that did not leave in time, killed, and why."""
+        """End the generation; idempotent. Returns the hosts that did not leave in time, killed, and why.
+
+        A second call waits for the first, within a bound, and returns none.
+        """

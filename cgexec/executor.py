@@ -37,6 +37,7 @@ from cgexec.topology import HostInfo, LostHost
 
 _logger = logging.getLogger(__name__)
 
+_CTRL_C_CLOSE_S = 1.0
 _STOP_MARGIN_S = 0.5  # what close() may take beyond its timeout for each of: the supervisor, and the teardown
 
 
@@ -275,7 +276,9 @@ class GraphExecutor:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.close()
+        """Close; without patience if Ctrl-C or the like ends the block."""
+        hurried = error is not None and not isinstance(error, Exception)
+        self.close(_CTRL_C_CLOSE_S if hurried else None)
 
     def __repr__(self) -> str:
         return (

@@ -168,7 +168,7 @@ class Supervisor:
 
     def _end_with_ray(self, core: GraphCore, engine: Engine) -> None:
         """Ray was shut down under the graph, which has torn itself down: say so, and call nothing of Ray's any more."""
-        reason = GraphFailedError("Ray was shut down under the graph")
+        reason = _ended_with_ray()
         if core.break_off(engine, Break((), reason)):
             core.fail(reason, ())
 
@@ -196,6 +196,9 @@ class Supervisor:
         self._leaving = old
         stuck = old.tear_down(self._recipe.settings.teardown_timeout_s.value)
         self._leaving = None
+        if old.session_over:
+            core.fail(_ended_with_ray(), ())
+            return
         fruitless = 0
         for attempt in itertools.count():
             if self._stopping.wait(backoff_delay_s(self._policy, attempt)):
@@ -328,6 +331,10 @@ class Supervisor:
         core.fail(reason, lost)
         if core.state is GraphState.FAILED:
             _logger.error("graph %r has failed for good: %s", core.name, reason)
+
+
+def _ended_with_ray() -> GraphFailedError:
+    return GraphFailedError("Ray was shut down under the graph")
 
 
 def _named(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Ray goes away under a graph that was not closed: at the end of the program, or by ray.shutdown()."""
 
 import sys
+import time
 
 import pytest
 from conftest import eventually
@@ -41,6 +42,25 @@ ENDINGS = {
         ["JobError Ray was shut down under the graph failed True", "[]"],
     ),
 }
+
+
+@pytest.mark.parametrize("block", ["", "with graph: "], ids=["not closed", "in a with block"])
+def test_ctrl_c_in_a_blocked_execute_ends_the_program(tmp_path, block):
+    script = tmp_path / "script.py"
+    body = "import os, signal, threading, time\n" + PROLOGUE.replace(
+        "return message", "time.sleep(message); return message"
+    )
+    interrupt = "threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
+    script.write_text(
+        body.replace("execute(1)", "execute(0)") + interrupt + block + "graph.execute(600, timeout_s=-1)\n"
+    )
+    started = time.monotonic()
+    code, out, err, session = run(sys.executable, str(script))
+    assert code in (130, -2), out + err
+    assert time.monotonic() - started < 25, "the exit waited for a method that never returns"
+    assert out.splitlines() == ["[0, 0]"]
+    assert "KeyboardInterrupt" in err
+    assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -230,7 +230,7 @@ class CompiledEngine:
                 raise EngineBrokenError(error, sent=True) from error
             except RayChannelError as error:
                 self.broken = True
-                raise EngineBrokenError(error, sent=index > 0) from error
+                raise EngineBrokenError(error, sent=index > 0 or self._num_writes(channel) > 1) from error
 
     def _writes_at_once(self, channel: Any, value: Any) -> bool:
         """Return whether a write that timed out has written nothing.
@@ -239,7 +239,12 @@ class CompiledEngine:
         the notice of their growth is a message of its own.
         """
         size = value.total_bytes + len(value.metadata)
-        return len(getattr(channel, "_channels", (channel,))) == 1 and size <= self._buffer_size_bytes
+        return self._num_writes(channel) == 1 and size <= self._buffer_size_bytes
+
+    @staticmethod
+    def _num_writes(channel: Any) -> int:
+        """Return how many channels a write to ``channel`` goes to, one after the other."""
+        return len(getattr(channel, "_channels", (channel,)))
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Read the output channels whose places are empty, in turn, a slice of time each."""

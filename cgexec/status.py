@@ -53,7 +53,11 @@ class ExecutionInfo(JobInfo):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """The common base: what is known about a job once a call to Ray has ended."""
+    """The common base: what is known about a job once a call to Ray has ended.
+
+    Ray, and ``ray.cloudpickle``, can send a status anywhere. Plain ``pickle`` cannot where the error came from a method:
+    Ray makes its class on the spot. ``ExceptionInfo`` carries such an error through plain pickle.
+    """
 
     info: JobInfo
 

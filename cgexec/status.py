@@ -55,7 +55,7 @@ class ExecutionInfo(JobInfo):
 class JobStatus:
     """The common base: what is known about a job once a call to Ray has ended.
 
-    Ray, and ``ray.cloudpickle``, can send a status anywhere. Plain ``pickle`` cannot where the error came from a method:
+    Ray, and ``ray.cloudpickle``, can send a status anywhere. Plain ``pickle`` cannot if the error came from a method:
     Ray makes its class on the spot. ``ExceptionInfo`` carries such an error through plain pickle.
     """
 

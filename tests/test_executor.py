@@ -477,10 +477,14 @@ def test_close_is_bounded_and_names_the_actor_that_was_stuck(spawn):
 def test_ctrl_c_in_close_only_takes_away_the_time_to_wait(spawn):
     graph = GraphExecutor(spawn(2), fan_out("work"), config=SMALL)
     execution = graph.submit(request(1, {1: ("sleep", 600.0)}))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     interrupt = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
     interrupt.start()
-    with pytest.raises(KeyboardInterrupt):
-        graph.close(timeout_s=300)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            graph.close(timeout_s=300)
+    finally:
+        signal.signal(signal.SIGINT, before)
     interrupt.join()
     graph.close()
     assert isinstance(execution.status(0), JobError)

@@ -50,6 +50,8 @@ def test_ctrl_c_in_a_blocked_execute_ends_the_program(tmp_path, block):
     body = "import os, signal, threading, time\n" + PROLOGUE.replace(
         "return message", "time.sleep(message); return message"
     )
+    # A background job inherits that the signal is ignored, and Python then leaves it so.
+    body += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     interrupt = "threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
     script.write_text(
         body.replace("execute(1)", "execute(0)") + interrupt + block + "graph.execute(600, timeout_s=-1)\n"

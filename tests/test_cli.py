@@ -15,8 +15,8 @@ from cgexec import cli
 
 def run(*command, **environment):
     """Run a command in a session of its own; return its exit code, its output, and the session's id."""
-    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
-    env.pop("RAY_ADDRESS", None)
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    env = {**inherited, "RAY_USAGE_STATS_ENABLED": "0", **environment}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
     )

@@ -269,10 +269,9 @@ class GraphCore:
 
     # -- what the supervisor and close() do --------------------------------------------------------------------------
 
-    def open(self, engine: Engine, members: Sequence[Member], lost: Sequence[LostHost]) -> bool:
+    def open(self, engine: Engine, members: Sequence[Member]) -> bool:
         """Let executions run on ``engine``; False if the graph was closed meanwhile, and ``engine`` is not taken."""
         with self._changed:
-            self._lost_hosts += lost
             if self._lifecycle.state is GraphState.CLOSED:
                 return False
             self._members = tuple(members)
@@ -286,10 +285,6 @@ class GraphCore:
     def current_engine(self) -> Engine | None:
         """Return the engine that executions run on now."""
         return self._reader.engine
-
-    def is_current(self, engine: Engine) -> bool:
-        """Return whether executions still run on ``engine``."""
-        return self._reader.engine is engine
 
     def break_off(self, engine: Engine, why: Break) -> bool:
         """Take ``engine`` away and settle what was in flight on it; it has broken, or is to be replaced.

@@ -70,6 +70,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._leaving: Engine | None = None  # the engine that a rebuild is tearing down
+        self._teardown_timeout_s = recipe.settings.teardown_timeout_s.value
         self._rebuilds_started = 0
         self._core: GraphCore | None = None
         self._incarnations: Mapping[int, str] = {}
@@ -88,7 +89,7 @@ class Supervisor:
         """
         self._core = core
         engine = build_generation(self._recipe, members, self._on_loop_end)
-        self._open(core, engine, members, ())
+        self._open(core, engine, members)
         self._thread.start()
 
     def request_rebuild(self) -> Future[None]:
@@ -122,7 +123,7 @@ class Supervisor:
             event = self._events.get()
             try:
                 match event:
-                    case _Broke(engine, seen) if core.is_current(engine):
+                    case _Broke(engine, seen) if core.current_engine() is engine:
                         self._handle_break(core, engine, seen)
                     case _Requested(done):
                         self._handle_request(core, done)
@@ -131,7 +132,7 @@ class Supervisor:
                 left = core.current_engine()
                 reason = GraphFailedError(f"the rebuild itself failed: {type(error).__name__}: {error}", error)
                 if left is not None and core.break_off(left, Break((), reason)):
-                    left.tear_down(self._recipe.settings.teardown_timeout_s.value)
+                    left.tear_down(self._teardown_timeout_s)
                 self._fail(core, reason, ())
         self._ended.set()
         self._refuse_requests()
@@ -164,7 +165,7 @@ class Supervisor:
         if core.happened(GraphEvent.REBUILD, "after a system error"):
             self._rebuild(core, engine, why)
         else:
-            engine.tear_down(self._recipe.settings.teardown_timeout_s.value)
+            engine.tear_down(self._teardown_timeout_s)
 
     def _end_with_ray(self, core: GraphCore, engine: Engine) -> None:
         """Ray was shut down under the graph, which has torn itself down: say so, and call nothing of Ray's any more."""
@@ -176,7 +177,7 @@ class Supervisor:
         if core.state is GraphState.READY and core.happened(GraphEvent.REBUILD, "on request"):
             engine = core.current_engine()
             if engine is not None:
-                core.drain(Deadline.after(self._recipe.settings.teardown_timeout_s.value))
+                core.drain(Deadline.after(self._teardown_timeout_s))
                 why = Break(
                     (), CgexecError("the graph was rebuilt on request while this was in flight; it may have run")
                 )
@@ -194,7 +195,7 @@ class Supervisor:
         members = list(core.members)
         losses: dict[int, Exception] = dict(why.errors)
         self._leaving = old
-        stuck = old.tear_down(self._recipe.settings.teardown_timeout_s.value)
+        stuck = old.tear_down(self._teardown_timeout_s)
         self._leaving = None
         if old.session_over:
             core.fail(_ended_with_ray(), ())
@@ -228,7 +229,7 @@ class Supervisor:
                 self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {_named(error)}", error), ())
                 return
             else:
-                if self._open(core, engine, members, ()):
+                if self._open(core, engine, members):
                     took_s = time.monotonic() - started
                     hosts = ", ".join(str(member.info.host_id) for member in members)
                     _logger.info(
@@ -236,15 +237,15 @@ class Supervisor:
                     )
                 return
 
-    def _open(self, core: GraphCore, engine: Engine, members: Sequence[Member], lost: Sequence[LostHost]) -> bool:
+    def _open(self, core: GraphCore, engine: Engine, members: Sequence[Member]) -> bool:
         self._incarnations = engine.incarnations
         located = [
             Member(replace(member.info, node_id=engine.node_ids[member.info.host_id]), member.actor)
             for member in members
         ]
-        if core.open(engine, located, lost):
+        if core.open(engine, located):
             return True
-        engine.tear_down(self._recipe.settings.teardown_timeout_s.value)
+        engine.tear_down(self._teardown_timeout_s)
         return False
 
     def _probe(
@@ -311,7 +312,7 @@ class Supervisor:
             for host_id, reply in probe(members, self._policy.probe_timeout_s).items()
             if isinstance(reply, Exception)
         }
-        stuck = engine.tear_down(self._recipe.settings.teardown_timeout_s.value)
+        stuck = engine.tear_down(self._teardown_timeout_s)
         if losses or stuck or failed is None:
             raise HostsLostError({**losses, **stuck}) from failed
         raise failed

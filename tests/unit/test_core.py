@@ -76,7 +76,7 @@ class Graph:
         self.next: Any = None
         settings = effective_settings(GraphConfig(get_timeout_s=5, submit_timeout_s=5, **config))
         self.core = GraphCore("echo", "test", settings, True, self.on_break)
-        self.core.open(engine, MEMBERS, ())
+        self.core.open(engine, MEMBERS)
 
     def on_break(self, engine: Any, seen: Exception) -> None:
         engine.broken = True
@@ -86,7 +86,7 @@ class Graph:
     def recover(self, engine: Any) -> None:
         if self.core.break_off(engine, self.why) and self.next is not None:
             self.core.happened(GraphEvent.REBUILD, "")
-            self.core.open(self.next, MEMBERS, ())
+            self.core.open(self.next, MEMBERS)
 
 
 def value(number: int) -> dict[int, Output]:

@@ -46,7 +46,7 @@ def test_an_input_that_cannot_be_sent_is_a_failed_job_whatever_became_of_the_gra
             core.close()
 
     engine = UnfitInput(meanwhile)
-    core.open(engine, [MEMBER], ())  # type: ignore[arg-type]
+    core.open(engine, [MEMBER])  # type: ignore[arg-type]
     status = core.submit(("input",), {}).status()
     assert core.state is state
     assert isinstance(status, JobFailed)

@@ -11,6 +11,7 @@ from cgexec.errors import (
     GraphFailedError,
     GraphSpecError,
     NotEnoughHostsError,
+    TransferError,
     UnpicklableExceptionError,
 )
 from cgexec.exception_info import ExceptionInfo
@@ -64,6 +65,7 @@ __all__ = [
     "SliceInfo",
     "SnitchRecipient",
     "StopwatchActor",
+    "TransferError",
     "UnpicklableExceptionError",
     "chain",
     "current_actor_handle",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cgexec.settings import (
     FROM_CONFIG,
@@ -18,7 +18,7 @@ from cgexec.settings import (
 )
 from cgexec.topology import HostInfo
 
-Transport = Literal["ray"]
+Transport = Literal["socket", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,10 @@ class GraphConfig:
         max_buffered_results: handed to Ray; cgexec keeps no results on Ray's side.
         overlap_gpu_communication: handed to Ray.
         fail_fast: whether the first application error settles an execution while other outputs are outstanding.
-        transport: how values travel. "ray": Ray's own channels.
+        transport: how values travel. "socket": over our own connections, Unix sockets on a node and TCP between nodes;
+            "ray": in Ray's own channels, where sockets cannot be had.
+        pool_bytes: how much shared memory each process of the graph may use for large values on their way to other
+            processes of its node, with the "socket" transport. Beyond it, and with 0, they are copied once more.
 
     Raises:
         ValueError: names the setting, its value, and what is expected.
@@ -52,7 +55,8 @@ class GraphConfig:
     max_buffered_results: int | None = None
     overlap_gpu_communication: bool | None = None
     fail_fast: bool = True
-    transport: Transport = "ray"
+    transport: Transport = "socket"
+    pool_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         for source in SOURCES:
@@ -61,8 +65,11 @@ class GraphConfig:
                 source.check(source.name, value, FROM_CONFIG)
         check_duration("build_timeout_s", self.build_timeout_s, FROM_CONFIG)
         check_flag("fail_fast", self.fail_fast, FROM_CONFIG)
-        if self.transport != "ray":
-            raise ValueError(f"transport={self.transport!r} (from {FROM_CONFIG}) is not usable: expected 'ray'")
+        check_limit("pool_bytes", self.pool_bytes, FROM_CONFIG)
+        if self.transport not in get_args(Transport):
+            raise ValueError(
+                f"transport={self.transport!r} (from {FROM_CONFIG}) is not usable: expected 'socket' or 'ray'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

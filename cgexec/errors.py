@@ -7,11 +7,12 @@
     ├── GraphSpecError              the builder's graph, or its actors, cannot be used
     ├── GraphFailedError            the policy has given up; carries the first reason
     │   └── NotEnoughHostsError     because fewer hosts are left than the policy asks for
+    ├── TransferError               a value could not cross from one method of the graph to the next, or to you
     └── UnpicklableExceptionError   stands in for an exception that could not cross a process
 
 ``GraphClosedError`` and ``GraphSpecError`` are raised: they are misuse. ``GraphFailedError`` comes inside a
-``JobError``, and is raised by ``GraphExecutor.rebuild`` and ``Execution.result``. What Ray or a method raised is never
-wrapped in these: it stands in its status as it came.
+``JobError``, and is raised by ``GraphExecutor.rebuild`` and ``Execution.result``; ``TransferError`` comes inside a
+``JobError`` too. What Ray or a method raised is never wrapped in these: it stands in its status as it came.
 """
 
 from __future__ import annotations
@@ -49,6 +50,23 @@ class GraphFailedError(CgexecError):
 
 class NotEnoughHostsError(GraphFailedError):
     """Fewer hosts are left alive than ``RebuildPolicy.min_hosts``."""
+
+
+class TransferError(CgexecError):
+    """A value could not cross from one method of the graph to the next, or to the caller. The graph goes on.
+
+    A result that cannot be pickled, one that cannot be loaded where it arrived, or the wrong number of results.
+    ``type_name``, ``text`` and ``traceback_text`` are of the exception that says so, as it was raised.
+    """
+
+    def __init__(self, message: str, type_name: str, text: str, traceback_text: str) -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.text = text
+        self.traceback_text = traceback_text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.type_name, self.text, self.traceback_text)
 
 
 class UnpicklableExceptionError(CgexecError):

@@ -83,7 +83,15 @@ class GraphExecutor:
         self._closing = threading.Lock()
         self._closed = False
         self._engine_left: Any = None
-        recipe = GraphRecipe(uuid.uuid4().hex, name, build, self._settings, config.build_timeout_s)
+        recipe = GraphRecipe(
+            graph_id=uuid.uuid4().hex,
+            name=name,
+            build=build,
+            settings=self._settings,
+            build_timeout_s=config.build_timeout_s,
+            transport=config.transport,
+            pool_bytes=config.pool_bytes,
+        )
         self._supervisor = Supervisor(recipe, policy)
         self._core = GraphCore(name, kind, self._settings, config.fail_fast, self._supervisor.broke)
         members = [Member(info, actor) for info, actor in zip(group.infos, group.actors, strict=True)]

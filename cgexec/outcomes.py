@@ -65,13 +65,14 @@ def failures_in(outputs: Sequence[Output | None], hosts: Mapping[int, HostInfo])
     """
     found: list[HostFailure] = []
     seen: set[tuple[int, str | None]] = set()
-    for output in outputs:
-        if isinstance(output, OutputError) and classify(output.error, Place.OUTPUT) is Verdict.FAILED:
-            if output.host_id is not None:
-                if (output.host_id, output.method) in seen:
+    arrived = [output for output in outputs if isinstance(output, OutputError)]
+    for error in (each for first in arrived for each in (first, *first.also)):
+        if classify(error.error, Place.OUTPUT) is Verdict.FAILED:
+            if error.host_id is not None:
+                if (error.host_id, error.method) in seen:
                     continue
-                seen.add((output.host_id, output.method))
-            found.append(_failure(output, hosts))
+                seen.add((error.host_id, error.method))
+            found.append(_failure(error, hosts))
     return tuple(found)
 
 
@@ -103,7 +104,8 @@ def status_of_output(
         return JobSucceeded(replace(info, state="succeeded"), output.value)
     if isinstance(output, OutputError):
         failure = _failure(output, hosts)
-        info = replace(info, host=failure.host, method=failure.method, failures=(failure,))
+        failures = tuple(_failure(each, hosts) for each in (output, *output.also))
+        info = replace(info, host=failure.host, method=failure.method, failures=failures)
         return failed_status(info, classify(output.error, Place.OUTPUT), output.error)
     return otherwise
 

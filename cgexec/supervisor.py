@@ -30,7 +30,7 @@ from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
 from cgexec.engine.build import GraphRecipe, HostsLostError, build_generation
-from cgexec.engine.preparation import ActorReport, probe
+from cgexec.engine.preparation import ActorReport, probe, silent_or_dead
 from cgexec.engine.protocol import Break, Engine, Member
 from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
 from cgexec.hosts import check_actors
@@ -88,7 +88,7 @@ class Supervisor:
             GraphSpecError, HostsLostError: see ``build_generation``.
         """
         self._core = core
-        engine = build_generation(self._recipe, members, self._on_loop_end)
+        engine = build_generation(self._recipe, 0, members, self._on_loop_end)
         self._open(core, engine, members)
         self._thread.start()
 
@@ -215,7 +215,7 @@ class Supervisor:
             self._rebuilds_started += 1
             try:
                 members = self._members_of(members, plan.keep, plan.replace)
-                engine = build_generation(self._recipe, members, self._on_loop_end)
+                engine = build_generation(self._recipe, core.generation + 1, members, self._on_loop_end)
                 self._run_hook(core, engine, members)
             except HostsLostError as error:
                 losses, stuck = error.losses, {}
@@ -307,11 +307,7 @@ class Supervisor:
             failed = error
         if failed is None and not engine.broken:
             return
-        losses = {
-            host_id: reply
-            for host_id, reply in probe(members, self._policy.probe_timeout_s).items()
-            if isinstance(reply, Exception)
-        }
+        losses = silent_or_dead(members, self._policy.probe_timeout_s)
         stuck = engine.tear_down(self._teardown_timeout_s)
         if losses or stuck or failed is None:
             raise HostsLostError({**losses, **stuck}) from failed

@@ -8,16 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import ray
 from workers import Worker
 
 from cgexec import GraphConfig
+from cgexec.config import Transport
 
-# Every compile leaves its buffers in shared memory until Ray ends: small ones let many graphs share one Ray.
-SMALL = GraphConfig(buffer_size_bytes=10_000, max_inflight=4)
+TRANSPORTS = get_args(Transport)
 CLEAN_UP_S = 20.0
 OUR_THREADS = ("cgexec-", "CompiledGraphMonitorThread")
 
@@ -62,6 +62,16 @@ def local_ray() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(params=TRANSPORTS)
+def small(request: pytest.FixtureRequest) -> GraphConfig:
+    """A configuration for each transport: what takes it runs on both.
+
+    On Ray's channels every compile leaves its buffers in shared memory until Ray ends: small ones let many graphs share
+    one Ray.
+    """
+    return GraphConfig(buffer_size_bytes=10_000, max_inflight=4, transport=request.param)
 
 
 class Spawner:

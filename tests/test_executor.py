@@ -4,11 +4,11 @@ import itertools
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import ray
-from conftest import SMALL
 from ray.dag import InputNode, MultiOutputNode
 from ray.exceptions import RayCgraphCapacityExceeded, RayChannelTimeoutError, RayTaskError, UnserializableException
 from workers import HoldsALockError, NeedsArgumentsError, request
@@ -16,7 +16,6 @@ from workers import HoldsALockError, NeedsArgumentsError, request
 from cgexec import (
     ExecutionInfo,
     GraphClosedError,
-    GraphConfig,
     GraphExecutor,
     GraphState,
     JobError,
@@ -28,16 +27,14 @@ from cgexec import (
 )
 from cgexec.lifecycle import GraphEvent
 
-SHORT = GraphConfig(buffer_size_bytes=10_000, max_inflight=4, get_timeout_s=0.3)
-
 
 def fan_answer(number, actions, labels):
     return [(number, actions, (label,)) for label in labels]
 
 
-def test_every_status_says_what_when_and_where(spawn):
+def test_every_status_says_what_when_and_where(small, spawn):
     actors = spawn(2)
-    with GraphExecutor(actors, fan_out("work"), name="two", kind="test", config=SMALL) as graph:
+    with GraphExecutor(actors, fan_out("work"), name="two", kind="test", config=small) as graph:
         for number in range(5):
             status = graph.execute(request(number))
             assert isinstance(status, JobSucceeded)
@@ -53,8 +50,8 @@ def test_every_status_says_what_when_and_where(spawn):
     assert graph.state is GraphState.CLOSED
 
 
-def test_a_thousand_executions_alternating_good_and_raising_cost_no_generation(spawn):
-    with GraphExecutor(spawn(2), chain("work"), config=SMALL) as graph:
+def test_a_thousand_executions_alternating_good_and_raising_cost_no_generation(small, spawn):
+    with GraphExecutor(spawn(2), chain("work"), config=small) as graph:
         answers = {"good": 0, "raised": 0}
         for number in range(1000):
             if number % 2:
@@ -76,8 +73,8 @@ def test_a_thousand_executions_alternating_good_and_raising_cost_no_generation(s
         assert [entry.count for entry in errors] == [500]
 
 
-def test_every_host_that_raised_is_reported_and_the_other_outputs_are_available(spawn):
-    with GraphExecutor(spawn(3), fan_out("work"), config=SMALL) as graph:
+def test_every_host_that_raised_is_reported_and_the_other_outputs_are_available(small, spawn):
+    with GraphExecutor(spawn(3), fan_out("work"), config=small) as graph:
         execution = graph.submit(request(1, {0: ("raise", "zero"), 2: ("raise", "two")}))
         status = execution.status()
         assert isinstance(status, JobFailed)
@@ -92,8 +89,8 @@ def test_every_host_that_raised_is_reported_and_the_other_outputs_are_available(
         assert graph.execute(request(2)).result[0][0] == 2
 
 
-def test_the_first_error_answers_while_a_sibling_is_busy_and_costs_no_alignment(spawn):
-    with GraphExecutor(spawn(2), fan_out("work"), config=SMALL) as graph:
+def test_the_first_error_answers_while_a_sibling_is_busy_and_costs_no_alignment(small, spawn):
+    with GraphExecutor(spawn(2), fan_out("work"), config=small) as graph:
         actions = {0: ("raise", "at once"), 1: ("sleep", 1.5)}
         execution = graph.submit(request(1, actions))
         assert isinstance(execution.status(1.0), JobFailed), "the error did not answer before the sibling did"
@@ -105,8 +102,8 @@ def test_the_first_error_answers_while_a_sibling_is_busy_and_costs_no_alignment(
         assert execution.outputs()[1].result == (1, actions, (1,))
 
 
-def test_without_fail_fast_an_error_waits_for_the_other_outputs(spawn):
-    config = GraphConfig(buffer_size_bytes=10_000, max_inflight=4, fail_fast=False)
+def test_without_fail_fast_an_error_waits_for_the_other_outputs(small, spawn):
+    config = replace(small, fail_fast=False)
     with GraphExecutor(spawn(2), fan_out("work"), config=config) as graph:
         execution = graph.submit(request(1, {0: ("raise", "at once"), 1: ("raise-later", 0.3, "later")}))
         status = execution.status()
@@ -132,8 +129,8 @@ def test_raw_compiled_graphs_return_another_executions_answer_after_a_timeout(sp
     assert wrong == 2, "Ray has mended this: cgexec.engine.compiled and the README may say so"
 
 
-def test_no_answer_is_mixed_after_a_wait_that_ran_out(spawn):
-    with GraphExecutor(spawn(2), fan_out("work"), config=SHORT) as graph:
+def test_no_answer_is_mixed_after_a_wait_that_ran_out(small, spawn):
+    with GraphExecutor(spawn(2), fan_out("work"), config=replace(small, get_timeout_s=0.3)) as graph:
         slow = {1: ("sleep", 1.0)}
         executions = {1: graph.submit(request(1, slow))}
         executions |= {number: graph.submit(request(number)) for number in (2, 3, 4)}
@@ -151,8 +148,8 @@ def test_no_answer_is_mixed_after_a_wait_that_ran_out(spawn):
 
 
 @pytest.mark.parametrize("build", [fan_out("work"), chain("work")], ids=["fan", "chain"])
-def test_waits_of_zero_seconds_look_once_and_lose_nothing(spawn, build):
-    with GraphExecutor(spawn(3), build, config=SMALL) as graph:
+def test_waits_of_zero_seconds_look_once_and_lose_nothing(small, spawn, build):
+    with GraphExecutor(spawn(3), build, config=small) as graph:
         for number in range(30):
             execution = graph.submit(request(number))
             looks = 0
@@ -163,8 +160,8 @@ def test_waits_of_zero_seconds_look_once_and_lose_nothing(spawn, build):
             assert [output[0] for output in outputs] == [number] * len(outputs)
 
 
-def test_statuses_may_be_asked_in_any_order_and_any_number_of_times(spawn):
-    with GraphExecutor(spawn(2), chain("work"), config=SMALL) as graph:
+def test_statuses_may_be_asked_in_any_order_and_any_number_of_times(small, spawn):
+    with GraphExecutor(spawn(2), chain("work"), config=small) as graph:
         executions = [graph.submit(request(number)) for number in range(4)]
         for number in (3, 0, 2, 1, 0, 3):
             assert executions[number].result() == (number, {}, (0, 1))
@@ -173,8 +170,8 @@ def test_statuses_may_be_asked_in_any_order_and_any_number_of_times(spawn):
             assert executions[number].status() is executions[number].status()
 
 
-def test_done_notices_an_answer_that_nobody_waited_for(spawn):
-    with GraphExecutor(spawn(1), chain("work"), config=SMALL) as graph:
+def test_done_notices_an_answer_that_nobody_waited_for(small, spawn):
+    with GraphExecutor(spawn(1), chain("work"), config=small) as graph:
         execution = graph.submit(request(1))
         end = time.monotonic() + 30
         while not execution.done() and time.monotonic() < end:
@@ -182,14 +179,14 @@ def test_done_notices_an_answer_that_nobody_waited_for(spawn):
         assert execution.info.state == "succeeded"
 
 
-def test_submit_waits_for_a_slot_and_helps_to_settle(spawn):
-    with GraphExecutor(spawn(2), chain("work"), config=SMALL) as graph:
+def test_submit_waits_for_a_slot_and_helps_to_settle(small, spawn):
+    with GraphExecutor(spawn(2), chain("work"), config=small) as graph:
         executions = [graph.submit(request(number)) for number in range(50)]
         assert [execution.result()[0] for execution in executions] == list(range(50))
 
 
-def test_a_full_graph_answers_with_capacity_exceeded_and_recovers(spawn):
-    config = GraphConfig(buffer_size_bytes=10_000, max_inflight=1, submit_timeout_s=0.2)
+def test_a_full_graph_answers_with_capacity_exceeded_and_recovers(small, spawn):
+    config = replace(small, max_inflight=1, submit_timeout_s=0.2)
     with GraphExecutor(spawn(1), chain("work"), config=config) as graph:
         slow = graph.submit(request(1, {0: ("sleep", 1.0)}))
         refused = graph.submit(request(2))
@@ -203,8 +200,8 @@ def test_a_full_graph_answers_with_capacity_exceeded_and_recovers(spawn):
         assert ray.get(graph.actors[0].what_was_seen.remote()) == [1, 3]
 
 
-def test_map_answers_in_order_and_keeps_the_graph_full(spawn):
-    with GraphExecutor(spawn(3), chain("work"), config=SMALL) as graph:
+def test_map_answers_in_order_and_keeps_the_graph_full(small, spawn):
+    with GraphExecutor(spawn(3), chain("work"), config=small) as graph:
         taken = []
 
         def requests():
@@ -223,22 +220,22 @@ def test_map_answers_in_order_and_keeps_the_graph_full(spawn):
         assert len(taken) == 40
 
 
-def test_starmap_unpacks_its_inputs(spawn):
-    with GraphExecutor(spawn(2), scatter("work"), config=SMALL) as graph:
+def test_starmap_unpacks_its_inputs(small, spawn):
+    with GraphExecutor(spawn(2), scatter("work"), config=small) as graph:
         pairs = [(request(2 * n), request(2 * n + 1)) for n in range(10)]
         results = [status.result for status in graph.starmap(pairs)]
         assert results == [[(2 * n, {}, (0,)), (2 * n + 1, {}, (1,))] for n in range(10)]
 
 
-def test_results_kept_alive_stall_nothing_and_own_their_memory(spawn):
-    with GraphExecutor(spawn(1), chain("work"), config=SMALL) as graph:
+def test_results_kept_alive_stall_nothing_and_own_their_memory(small, spawn):
+    with GraphExecutor(spawn(1), chain("work"), config=small) as graph:
         statuses = list(graph.map(request(n, {0: ("return-an-array", 500, n)}) for n in range(40)))
     for number, status in enumerate(statuses):
         assert np.array_equal(status.result, np.full(500, number))
 
 
-def test_buffers_grow_with_the_values(spawn):
-    with GraphExecutor(spawn(2), chain("work"), config=SMALL) as graph:
+def test_buffers_grow_with_the_values(small, spawn):
+    with GraphExecutor(spawn(2), chain("work"), config=small) as graph:
         for number, size in enumerate((10, 100_000, 10, 300_000, 10)):
             big = b"x" * size
             assert graph.execute((number, {}, (big,))).result == (number, {}, (big, 0, 1))
@@ -280,8 +277,8 @@ def to_itself(inp, actors):
     ],
     ids=["diamond", "two outputs of one method", "a node listed twice", "an actor that reads its own output"],
 )
-def test_other_shapes_answer_with_their_own_inputs(spawn, build, paths):
-    with GraphExecutor(spawn(3), build, config=SMALL) as graph:
+def test_other_shapes_answer_with_their_own_inputs(small, spawn, build, paths):
+    with GraphExecutor(spawn(3), build, config=small) as graph:
         for number in range(20):
             result = graph.execute(request(number)).result
             outputs = result if isinstance(paths, list) else [result]
@@ -290,11 +287,11 @@ def test_other_shapes_answer_with_their_own_inputs(spawn, build, paths):
             assert [output[2] for output in outputs] == expected
 
 
-def test_inputs_by_position_and_by_name(spawn):
+def test_inputs_by_position_and_by_name(small, spawn):
     def build(inp, actors):
         return [actors[0].work.bind(inp[0]), actors[1].work.bind(inp.extra), actors[0].work.bind(inp[1])]
 
-    with GraphExecutor(spawn(2), build, config=SMALL) as graph:
+    with GraphExecutor(spawn(2), build, config=small) as graph:
         for n in range(10):
             result = graph.execute(request(n), request(n + 100), extra=request(n + 1000)).result
             assert [output[0] for output in result] == [n, n + 1000, n + 100]
@@ -311,8 +308,8 @@ def test_inputs_by_position_and_by_name(spawn):
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_an_input_that_cannot_be_sent_is_a_failure_and_misaligns_nothing(spawn, position):
-    with GraphExecutor(spawn(3), scatter("work"), config=SMALL) as graph:
+def test_an_input_that_cannot_be_sent_is_a_failure_and_misaligns_nothing(small, spawn, position):
+    with GraphExecutor(spawn(3), scatter("work"), config=small) as graph:
         for number in range(10):
             args = [request(3 * number + k) for k in range(3)]
             if number % 2:
@@ -330,8 +327,8 @@ def test_an_input_that_cannot_be_sent_is_a_failure_and_misaligns_nothing(spawn, 
         assert graph.generation == 0
 
 
-def test_an_exception_that_cannot_be_loaded_is_a_failure_and_never_a_value(spawn):
-    with GraphExecutor(spawn(1), chain("work"), config=SMALL) as graph:
+def test_an_exception_that_cannot_be_loaded_is_a_failure_and_never_a_value(small, spawn):
+    with GraphExecutor(spawn(1), chain("work"), config=small) as graph:
         status = graph.execute(request(1, {0: ("raise-needs-arguments",)}))
         assert isinstance(status, JobFailed)
         assert (status.info.host.host_id, status.info.method) == (0, "work")
@@ -344,8 +341,8 @@ def test_an_exception_that_cannot_be_loaded_is_a_failure_and_never_a_value(spawn
         assert graph.generation == 0
 
 
-def test_a_result_that_cannot_be_loaded_is_an_error_and_never_a_value(spawn):
-    with GraphExecutor(spawn(1), chain("work"), config=SMALL) as graph:
+def test_a_result_that_cannot_be_loaded_is_an_error_and_never_a_value(small, spawn):
+    with GraphExecutor(spawn(1), chain("work"), config=small) as graph:
         status = graph.execute(request(1, {0: ("return-what-cannot-be-loaded",)}))
         assert isinstance(status, JobError)
         assert status.info.state == "error"
@@ -353,8 +350,8 @@ def test_a_result_that_cannot_be_loaded_is_an_error_and_never_a_value(spawn):
         assert graph.generation == 0
 
 
-def test_result_returns_the_value_or_raises_the_error(spawn):
-    with GraphExecutor(spawn(1), chain("work"), config=SMALL) as graph:
+def test_result_returns_the_value_or_raises_the_error(small, spawn):
+    with GraphExecutor(spawn(1), chain("work"), config=small) as graph:
         assert graph.submit(request(1)).result()[0] == 1
         with pytest.raises(ValueError, match="no good"):
             graph.submit(request(2, {0: ("raise", "no good")})).result()
@@ -365,8 +362,8 @@ def test_result_returns_the_value_or_raises_the_error(spawn):
 
 
 @pytest.mark.parametrize("timeout_s", [-2, -0.5, "1", float("nan"), True])
-def test_a_bad_timeout_is_refused_by_name_and_runs_nothing(spawn, timeout_s):
-    with GraphExecutor(spawn(1), chain("work"), config=SMALL) as graph:
+def test_a_bad_timeout_is_refused_by_name_and_runs_nothing(small, spawn, timeout_s):
+    with GraphExecutor(spawn(1), chain("work"), config=small) as graph:
         with pytest.raises(ValueError, match=r"timeout_s=.*argument of the call.*-1"):
             graph.execute(request(1), timeout_s=timeout_s)
         execution = graph.submit(request(2))
@@ -376,12 +373,12 @@ def test_a_bad_timeout_is_refused_by_name_and_runs_nothing(spawn, timeout_s):
         assert ray.get(graph.actors[0].what_was_seen.remote()) == [2]
 
 
-def test_settings_take_the_argument_then_dagcontext_then_the_environment(spawn, monkeypatch):
+def test_settings_take_the_argument_then_dagcontext_then_the_environment(small, spawn, monkeypatch):
     from ray.dag import DAGContext
 
     monkeypatch.setenv("RAY_CGRAPH_submit_timeout", "7")  # set after Ray was imported, and it counts
     monkeypatch.setattr(DAGContext.get_current(), "get_timeout", 0.25)
-    config = GraphConfig(buffer_size_bytes=10_000, max_inflight=2)
+    config = replace(small, max_inflight=2)
     with GraphExecutor(spawn(1), chain("work"), config=config) as graph:
         timeouts = graph.timeouts
         assert (timeouts.max_inflight.value, timeouts.max_inflight.source) == (2, "GraphConfig")
@@ -393,15 +390,15 @@ def test_settings_take_the_argument_then_dagcontext_then_the_environment(spawn, 
         assert status.info.elapsed_s >= 0.25
 
 
-def test_a_fraction_in_the_environment_is_refused_with_the_way_out(spawn, monkeypatch):
+def test_a_fraction_in_the_environment_is_refused_with_the_way_out(small, spawn, monkeypatch):
     monkeypatch.setenv("RAY_CGRAPH_get_timeout", "0.5")
     with pytest.raises(ValueError, match=r"RAY_CGRAPH_get_timeout='0\.5'.*GraphConfig\(get_timeout_s="):
-        GraphExecutor(spawn(1), chain("work"), config=SMALL)
+        GraphExecutor(spawn(1), chain("work"), config=small)
 
 
-def test_every_thread_gets_its_own_answers(spawn):
+def test_every_thread_gets_its_own_answers(small, spawn):
     numbers = itertools.count()
-    with GraphExecutor(spawn(2), fan_out("work"), config=SMALL) as graph:
+    with GraphExecutor(spawn(2), fan_out("work"), config=small) as graph:
         wrong = []
 
         def call():
@@ -421,8 +418,8 @@ def test_every_thread_gets_its_own_answers(spawn):
         assert sorted(seen) == list(range(400))
 
 
-def test_a_thread_may_wait_while_another_submits(spawn):
-    with GraphExecutor(spawn(1), chain("work"), config=SMALL) as graph:
+def test_a_thread_may_wait_while_another_submits(small, spawn):
+    with GraphExecutor(spawn(1), chain("work"), config=small) as graph:
         slow = graph.submit(request(0, {0: ("sleep", 0.5)}))
         waited = []
         waiter = threading.Thread(target=lambda: waited.append(slow.status()))
@@ -433,9 +430,9 @@ def test_a_thread_may_wait_while_another_submits(spawn):
         assert [execution.result()[0] for execution in executions] == [1, 2, 3]
 
 
-def test_a_closed_graph_refuses_and_its_actors_stay_usable(spawn):
+def test_a_closed_graph_refuses_and_its_actors_stay_usable(small, spawn):
     actors = spawn(2)
-    graph = GraphExecutor(actors, fan_out("work"), name="gone", config=SMALL)
+    graph = GraphExecutor(actors, fan_out("work"), name="gone", config=small)
     assert graph.execute(request(1)).result[0][0] == 1
     graph.close()
     graph.close()
@@ -446,20 +443,20 @@ def test_a_closed_graph_refuses_and_its_actors_stay_usable(spawn):
     with pytest.raises(GraphClosedError):
         list(graph.map([request(2)]))
     assert ray.get([actor.what_was_seen.remote() for actor in actors]) == [[1], [1]]
-    with GraphExecutor(actors, chain("work"), config=SMALL) as again:
+    with GraphExecutor(actors, chain("work"), config=small) as again:
         assert again.execute(request(3)).result == (3, {}, (0, 1))
 
 
-def test_close_settles_what_is_in_flight(spawn):
-    graph = GraphExecutor(spawn(1), chain("work"), config=SMALL)
+def test_close_settles_what_is_in_flight(small, spawn):
+    graph = GraphExecutor(spawn(1), chain("work"), config=small)
     executions = [graph.submit(request(number, {0: ("sleep", 0.1)})) for number in range(4)]
     graph.close()
     assert [execution.result(0)[0] for execution in executions] == [0, 1, 2, 3]
 
 
-def test_close_is_bounded_and_names_the_actor_that_was_stuck(spawn):
+def test_close_is_bounded_and_names_the_actor_that_was_stuck(small, spawn):
     actors = spawn(2)
-    graph = GraphExecutor(actors, fan_out("work"), config=SMALL)
+    graph = GraphExecutor(actors, fan_out("work"), config=small)
     execution = graph.submit(request(1, {1: ("sleep", 600.0)}))
     started = time.monotonic()
     graph.close(timeout_s=0.5)
@@ -470,12 +467,12 @@ def test_close_is_bounded_and_names_the_actor_that_was_stuck(spawn):
     assert isinstance(status.error, GraphClosedError)
     assert status.info.state == "error"
     assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
-    with GraphExecutor(actors[:1], chain("work"), config=SMALL) as again:
+    with GraphExecutor(actors[:1], chain("work"), config=small) as again:
         assert again.execute(request(2)).result[0] == 2
 
 
-def test_ctrl_c_in_close_only_takes_away_the_time_to_wait(spawn):
-    graph = GraphExecutor(spawn(2), fan_out("work"), config=SMALL)
+def test_ctrl_c_in_close_only_takes_away_the_time_to_wait(small, spawn):
+    graph = GraphExecutor(spawn(2), fan_out("work"), config=small)
     execution = graph.submit(request(1, {1: ("sleep", 600.0)}))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     interrupt = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
@@ -491,8 +488,8 @@ def test_ctrl_c_in_close_only_takes_away_the_time_to_wait(spawn):
     assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
 
 
-def test_a_close_does_not_wait_for_a_longer_one_of_another_thread(spawn):
-    graph = GraphExecutor(spawn(1), chain("work"), config=SMALL)
+def test_a_close_does_not_wait_for_a_longer_one_of_another_thread(small, spawn):
+    graph = GraphExecutor(spawn(1), chain("work"), config=small)
     graph.submit(request(1, {0: ("sleep", 600.0)}))
     patient = threading.Thread(target=graph.close, args=(5.0,))
     patient.start()
@@ -504,8 +501,8 @@ def test_a_close_does_not_wait_for_a_longer_one_of_another_thread(spawn):
     assert [lost.info.host_id for lost in graph.lost_hosts] == [0]
 
 
-def test_check_health_names_every_planned_host(spawn):
-    with GraphExecutor(spawn(3), fan_out("work"), config=SMALL) as graph:
+def test_check_health_names_every_planned_host(small, spawn):
+    with GraphExecutor(spawn(3), fan_out("work"), config=small) as graph:
         assert [(h.host_id, h.healthy, h.failed) for h in graph.check_health()] == [
             (0, True, False),
             (1, True, False),

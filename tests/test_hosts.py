@@ -4,7 +4,7 @@ import os
 
 import pytest
 import ray
-from conftest import SMALL, eventually, live_actors
+from conftest import eventually, live_actors
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from workers import Labelled, Worker, request
@@ -18,7 +18,7 @@ def node_id():
     return ray.get_runtime_context().get_node_id()
 
 
-def test_spawn_starts_as_many_as_asked_and_close_kills_them(local_ray):
+def test_spawn_starts_as_many_as_asked_and_close_kills_them(small, local_ray):
     before = live_actors().keys()
     with HostGroup.spawn(Labelled, 5, num_hosts=3, actor_options=NO_CPUS, extra="x") as hosts:
         assert len(hosts) == len(list(hosts)) == len(hosts.actors) == 3
@@ -26,7 +26,7 @@ def test_spawn_starts_as_many_as_asked_and_close_kills_them(local_ray):
         assert [info.host_id for info in hosts.infos] == [0, 1, 2]
         assert {info.node_id for info in hosts.infos} == {node_id()}
         assert all(info.healthy and not info.failed for info in hosts.infos)
-        with GraphExecutor(hosts, chain("work"), config=SMALL) as graph:
+        with GraphExecutor(hosts, chain("work"), config=small) as graph:
             assert graph.execute(request(1)).result == (1, {}, (5, 5, 5))
     assert eventually(lambda: live_actors().keys() == before)
 
@@ -90,13 +90,13 @@ def cluster():
         os.environ.pop("RAY_ADDRESS", None)
 
 
-def test_a_cluster_gets_one_actor_on_each_node_and_a_lost_node_is_a_preemption(cluster):
+def test_a_cluster_gets_one_actor_on_each_node_and_a_lost_node_is_a_preemption(small, cluster):
     with HostGroup.spawn(Labelled, actor_options=NO_CPUS) as hosts:
         assert len(hosts) == 3
         nodes = ray.get([actor.node.remote() for actor in hosts])
         assert len(set(nodes)) == 3
         assert [info.node_id for info in hosts.infos] == nodes
-        with GraphExecutor(hosts, fan_out("work"), config=SMALL) as graph:
+        with GraphExecutor(hosts, fan_out("work"), config=small) as graph:
             for number in range(20):
                 assert graph.execute(request(number)).result == [(number, {}, (0,))] * 3
             for number, status in enumerate(graph.map(request(n) for n in range(20))):
@@ -120,20 +120,20 @@ def test_a_cluster_gets_one_actor_on_each_node_and_a_lost_node_is_a_preemption(c
             assert [host.failed for host in graph.check_health(5)] == [host == lost_host for host in range(3)]
 
 
-def test_chains_and_scatters_cross_nodes(cluster):
+def test_chains_and_scatters_cross_nodes(small, cluster):
     actors = [
         ray.remote(Worker)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
         .remote(label)
         for label, node in enumerate(ray.nodes())
     ]
-    with GraphExecutor(actors, chain("work"), config=SMALL) as graph:
+    with GraphExecutor(actors, chain("work"), config=small) as graph:
         for number, status in enumerate(graph.map(request(n) for n in range(20))):
             assert status.result == (number, {}, (0, 1, 2))
         big = b"x" * 100_000
         assert graph.execute((1, {}, (big,))).result == (1, {}, (big, 0, 1, 2))
     two_inputs = lambda inp, actors: [actors[k].work.bind(inp[k]) for k in range(3)]  # noqa: E731
-    with GraphExecutor(actors, two_inputs, config=SMALL) as graph:
+    with GraphExecutor(actors, two_inputs, config=small) as graph:
         for number in range(20):
             result = graph.execute(*(request(3 * number + k) for k in range(3))).result
             assert result == [(3 * number + k, {}, (k,)) for k in range(3)]

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 import ray
-from conftest import SMALL, eventually
+from conftest import eventually
 from workers import request
 
 from cgexec import GraphExecutor, GraphState, JobPreempted, JobSucceeded, chain, fan_out, scatter
@@ -79,12 +79,12 @@ def inputs_with(args, shape, labels):
     return (number, actions, tuple(labels)) if shape == "chain" else [(number, actions, (label,)) for label in labels]
 
 
-def run_down(spawn, shape, choose):
+def run_down(spawn, small, shape, choose):
     """Kill one host after another until one is left: ``choose(size)`` gives the position and the phase."""
     actors = spawn(NUM_HOSTS)
     pids = ray.get([actor.pid.remote() for actor in actors])
     labels = list(range(NUM_HOSTS))
-    with GraphExecutor(actors, SHAPES[shape], name=shape, config=SMALL) as graph:
+    with GraphExecutor(actors, SHAPES[shape], name=shape, config=small) as graph:
         while len(labels) > 1:
             position, phase = choose(len(labels))
             victim = labels[position]
@@ -103,9 +103,9 @@ def run_down(spawn, shape, choose):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_graph_outlives_its_hosts_one_after_another(spawn, shape):
+def test_a_graph_outlives_its_hosts_one_after_another(small, spawn, shape):
     offset = list(SHAPES).index(shape)
-    run_down(spawn, shape, lambda size: ((size * 3 + offset) % size, PHASES[(size + offset) % len(PHASES)]))
+    run_down(spawn, small, shape, lambda size: ((size * 3 + offset) % size, PHASES[(size + offset) % len(PHASES)]))
 
 
 @pytest.mark.campaign
@@ -113,5 +113,5 @@ def test_a_graph_outlives_its_hosts_one_after_another(spawn, shape):
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("position", range(NUM_HOSTS))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_host_of_any_size_in_any_phase(spawn, shape, position, phase):
-    run_down(spawn, shape, lambda size: (position % size, phase))
+def test_any_host_of_any_size_in_any_phase(small, spawn, shape, position, phase):
+    run_down(spawn, small, shape, lambda size: (position % size, phase))

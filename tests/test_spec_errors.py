@@ -1,14 +1,14 @@
 """What a builder or its actors cannot be is refused by name, before anything runs; every actor is usable afterwards."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import ray
-from conftest import SMALL
 from ray.dag import InputNode
 from workers import AsyncWorker, Driver, Unborn, WithoutCgexec, Worker, request
 
-from cgexec import GraphConfig, GraphExecutor, GraphSpecError, RebuildPolicy, chain, fan_out, scatter
+from cgexec import GraphExecutor, GraphSpecError, RebuildPolicy, chain, fan_out, scatter
 
 kept_nodes = []
 
@@ -91,15 +91,15 @@ def pair(local_ray):
 
 
 @pytest.mark.parametrize("case", BAD_BUILDERS)
-def test_a_graph_that_cannot_be_is_refused_by_name(pair, case):
+def test_a_graph_that_cannot_be_is_refused_by_name(small, pair, case):
     build, words = BAD_BUILDERS[case]
     with pytest.raises(GraphSpecError) as caught:
-        GraphExecutor(pair, build, config=SMALL)
+        GraphExecutor(pair, build, config=small)
     assert re.search(words.replace("()", r"\(\)"), str(caught.value), re.DOTALL), caught.value
 
 
-def test_actors_are_usable_after_all_those_refusals(pair):
-    with GraphExecutor(pair, chain("work"), config=SMALL) as graph:
+def test_actors_are_usable_after_all_those_refusals(small, pair):
+    with GraphExecutor(pair, chain("work"), config=small) as graph:
         assert graph.execute(request(1)).result == (1, {}, (0, 1))
 
 
@@ -131,7 +131,7 @@ def test_a_method_without_a_name_is_refused(shape, method):
         shape(method)
 
 
-def test_one_method_for_each_host_stays_with_its_host(spawn):
+def test_one_method_for_each_host_stays_with_its_host(small, spawn):
     class Two(Worker):
         def left(self, message):
             return "left", *self.work(message)
@@ -139,7 +139,7 @@ def test_one_method_for_each_host_stays_with_its_host(spawn):
         def right(self, message):
             return "right", *self.work(message)
 
-    with GraphExecutor(spawn(3, Two), fan_out(["left", "work", "right"]), config=SMALL) as graph:
+    with GraphExecutor(spawn(3, Two), fan_out(["left", "work", "right"]), config=small) as graph:
         assert [output[0] for output in graph.execute(request(1)).result] == ["left", 1, "right"]
         ray.kill(graph.actors[0])
         while graph.generation == 0:
@@ -147,71 +147,71 @@ def test_one_method_for_each_host_stays_with_its_host(spawn):
         assert [output[0] for output in graph.execute(request(3)).result] == [3, "right"]
 
 
-def test_a_third_argument_of_the_builder_is_infos_only_without_a_default(spawn):
-    with GraphExecutor(spawn(2), lambda inp, actors, m="work": actors[0].work.bind(inp), config=SMALL) as graph:
+def test_a_third_argument_of_the_builder_is_infos_only_without_a_default(small, spawn):
+    with GraphExecutor(spawn(2), lambda inp, actors, m="work": actors[0].work.bind(inp), config=small) as graph:
         assert graph.execute(request(1)).result[0] == 1
 
     def with_infos(inp, actors, infos=None):
         assert [info.host_id for info in infos] == [0, 1]
         return actors[1].work.bind(inp)
 
-    with GraphExecutor(spawn(2), with_infos, config=SMALL) as graph:
+    with GraphExecutor(spawn(2), with_infos, config=small) as graph:
         assert graph.execute(request(1)).result == (1, {}, (1,))
 
 
-def test_an_async_method_is_refused_by_name(spawn):
+def test_an_async_method_is_refused_by_name(small, spawn):
     actors = spawn(1, AsyncWorker)
     with pytest.raises(GraphSpecError, match=r"work\(\) of host 0 .* `async def`"):
-        GraphExecutor(actors, chain("work"), config=SMALL)
+        GraphExecutor(actors, chain("work"), config=small)
 
 
-def test_a_dead_actor_is_refused_by_name_and_the_others_are_usable(spawn):
+def test_a_dead_actor_is_refused_by_name_and_the_others_are_usable(small, spawn):
     actors = spawn(3)
     ray.kill(actors[1])
     with pytest.raises(GraphSpecError, match=r"host 1 .* cannot be used: The actor died"):
-        GraphExecutor(actors, fan_out("work"), config=SMALL)
-    with GraphExecutor([actors[0], actors[2]], fan_out("work"), config=SMALL) as graph:
+        GraphExecutor(actors, fan_out("work"), config=small)
+    with GraphExecutor([actors[0], actors[2]], fan_out("work"), config=small) as graph:
         assert graph.execute(request(1)).result == [(1, {}, (0,)), (1, {}, (2,))]
 
 
-def test_an_actor_whose_constructor_raises_is_refused_with_its_error(spawn):
+def test_an_actor_whose_constructor_raises_is_refused_with_its_error(small, spawn):
     actor = ray.remote(Unborn).options(num_cpus=0).remote(0)
     with pytest.raises(GraphSpecError, match=r"host 0: the actor's constructor raised(.|\n)*no state for 0"):
-        GraphExecutor([actor], chain("work"), config=SMALL)
+        GraphExecutor([actor], chain("work"), config=small)
 
 
-def test_an_actor_that_does_not_answer_in_time_is_refused_by_name(spawn):
+def test_an_actor_that_does_not_answer_in_time_is_refused_by_name(small, spawn):
     actors = spawn(2)
     busy = actors[1].work.remote(request(1, {1: ("sleep", 3.0)}))
     with pytest.raises(GraphSpecError, match=r"host 1 .* did not answer within"):
-        GraphExecutor(actors, fan_out("work"), config=GraphConfig(build_timeout_s=0.5, buffer_size_bytes=10_000))
+        GraphExecutor(actors, fan_out("work"), config=replace(small, build_timeout_s=0.5))
     ray.get(busy)
-    with GraphExecutor(actors, fan_out("work"), config=SMALL) as graph:
+    with GraphExecutor(actors, fan_out("work"), config=small) as graph:
         assert graph.execute(request(2)).result[1] == (2, {}, (1,))
 
 
-def test_an_actor_in_another_live_graph_is_refused_by_that_graphs_name(spawn):
+def test_an_actor_in_another_live_graph_is_refused_by_that_graphs_name(small, spawn):
     actors = spawn(3)
-    with GraphExecutor(actors[:2], fan_out("work"), name="first", config=SMALL) as graph:
+    with GraphExecutor(actors[:2], fan_out("work"), name="first", config=small) as graph:
         with pytest.raises(GraphSpecError, match=r"host 1 .* is in graph 'first' .*close that graph first"):
-            GraphExecutor([actors[2], actors[1]], fan_out("work"), name="second", config=SMALL)
+            GraphExecutor([actors[2], actors[1]], fan_out("work"), name="second", config=small)
         assert graph.execute(request(1)).result[0] == (1, {}, (0,))
-        with GraphExecutor(actors[2:], chain("work"), name="third", config=SMALL) as other:
+        with GraphExecutor(actors[2:], chain("work"), name="third", config=small) as other:
             assert other.execute(request(2)).result == (2, {}, (2,))
     for number in range(5):
-        with GraphExecutor(actors, fan_out("work"), name="after", config=SMALL) as graph:
+        with GraphExecutor(actors, fan_out("work"), name="after", config=small) as graph:
             assert graph.execute(request(number)).result[2] == (number, {}, (2,))
 
 
-def test_an_actor_in_a_graph_that_cgexec_did_not_build_is_refused(spawn):
+def test_an_actor_in_a_graph_that_cgexec_did_not_build_is_refused(small, spawn):
     actors = spawn(1)
     with InputNode() as inp:
         compiled = actors[0].work.bind(inp).experimental_compile()
     assert ray.get(compiled.execute(request(1)))[0] == 1
     with pytest.raises(GraphSpecError, match="a compiled graph that cgexec did not build"):
-        GraphExecutor(actors, chain("work"), config=SMALL)
+        GraphExecutor(actors, chain("work"), config=small)
     compiled.teardown()
-    with GraphExecutor(actors, chain("work"), config=SMALL) as graph:
+    with GraphExecutor(actors, chain("work"), config=small) as graph:
         assert graph.execute(request(2)).result[0] == 2
 
 
@@ -223,7 +223,7 @@ def test_the_actor_that_drives_a_graph_cannot_be_part_of_it(spawn):
     assert results == [(number, {}, (0, 1)) for number in range(5)]
 
 
-def test_a_host_without_cgexec_is_refused_with_the_way_to_ship_it(spawn):
+def test_a_host_without_cgexec_is_refused_with_the_way_to_ship_it(small, spawn):
     actors = [*spawn(1), *spawn(1, WithoutCgexec)]
     with pytest.raises(GraphSpecError, match=r"cgexec cannot be imported on host 1 .*runtime_env"):
-        GraphExecutor(actors, fan_out("work"), config=SMALL)
+        GraphExecutor(actors, fan_out("work"), config=small)

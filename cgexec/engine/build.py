@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayChannelError, RayTaskError
+from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.classify import Place, Verdict, classify, is_failed_constructor
+from cgexec.config import Transport
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
 from cgexec.engine.compiled import CompiledEngine, compile_graph
+from cgexec.engine.edges import RayHint, SocketHint, actor_name
 from cgexec.engine.graph_spec import BoundGraph, bind_graph
-from cgexec.engine.preparation import ActorReport, Lease, prepare, probe, refusal, release
+from cgexec.engine.handshake import new_key
+from cgexec.engine.hub import DRIVER, GraphKey, Hub
+from cgexec.engine.preparation import ActorReport, Lease, prepare, refusal, release, silent_or_dead
 from cgexec.engine.protocol import Member
 from cgexec.errors import GraphSpecError
 from cgexec.settings import Settings
@@ -46,15 +51,29 @@ class GraphRecipe:
     build: Callable[..., Any]
     settings: Settings
     build_timeout_s: float
+    transport: Transport
+    pool_bytes: int
 
-    def lease(self) -> Lease:
-        """Return the lease that the actors of this graph are asked to take."""
-        driver = f"process {os.getpid()} on {platform.node()}"
-        return Lease(self.graph_id, self.name, driver, self.build_timeout_s)
+    def lease(self, hub: Hub) -> Lease:
+        """Return the lease that the actors of the generation that ``hub`` serves are asked to take."""
+        return Lease(
+            key=hub.key,
+            graph_name=self.name,
+            driver=f"process {os.getpid()} on {platform.node()}",
+            duration_s=self.build_timeout_s,
+            secret=hub.secret,
+            driver_address=hub.address,
+            needs_control=self.transport == "socket",
+            across_nodes=hub.address.tcp is not None,
+            pool_bytes=self.pool_bytes,
+        )
 
 
 def build_generation(
-    recipe: GraphRecipe, members: Sequence[Member], on_loop_end: Callable[[CompiledEngine], None]
+    recipe: GraphRecipe,
+    generation: int,
+    members: Sequence[Member],
+    on_loop_end: Callable[[CompiledEngine], None],
 ) -> CompiledEngine:
     """Build one generation over ``members`` and return its engine.
 
@@ -67,23 +86,55 @@ def build_generation(
     """
     deadline = Deadline.after(recipe.build_timeout_s)
     bound = _bind(recipe, members)
-    replies = prepare(members, recipe.lease(), bound.methods, deadline.remaining_s())
+    hub = _driver_hub(recipe, generation)
+    lease = recipe.lease(hub)
+    replies: dict[int, ActorReport | Exception] = {}
     try:
+        replies = prepare(members, lease, bound.methods, deadline.remaining_s())
         reports = _check(members, replies)
-        compiled = _compile(recipe, bound, members, deadline)
+        compiled = _compile(recipe, bound, members, hub, _hint(recipe, hub, members, reports), deadline)
     except BaseException:
-        leased = [member for member in members if isinstance(replies[member.info.host_id], ActorReport)]
-        silent = [member for member in members if isinstance(replies[member.info.host_id], GetTimeoutError)]
+        hub.shut()
+        leased = [member for member in members if isinstance(replies.get(member.info.host_id), ActorReport)]
+        silent = [member for member in members if isinstance(replies.get(member.info.host_id), GetTimeoutError)]
         release(leased, recipe.graph_id, _PROBE_AFTER_BOUND_S)
         # A silent one may still take the lease: this reaches it behind the request, whenever that is.
         release(silent, recipe.graph_id, 0)
         raise
-    engine = CompiledEngine(compiled, bound, members, reports, recipe.settings, recipe.graph_id, on_loop_end)
-    losses = engine.settle_in(deadline.remaining_s())
-    if losses:
+    engine = CompiledEngine(compiled, bound, members, reports, recipe.settings, hub, on_loop_end)
+    ready, losses = engine.settle_in(deadline.remaining_s())
+    if not ready:
+        losses = {**silent_or_dead(members, _PROBE_AFTER_BOUND_S), **losses}
         stuck = engine.tear_down(_TEARDOWN_AFTER_LOSS_S)
-        raise HostsLostError({**losses, **stuck})
+        raise HostsLostError({**losses, **stuck}, RayChannelError("its channels could not be opened"))
     return engine
+
+
+def _driver_hub(recipe: GraphRecipe, generation: int) -> Hub:
+    """Return the driver's own hub for a new generation."""
+    return Hub(
+        GraphKey(recipe.graph_id, generation),
+        new_key(),
+        DRIVER,
+        ray.get_runtime_context().get_node_id(),
+        listen_ip=ray.util.get_node_ip_address() if _has_several_nodes() else None,
+        pool_bytes=recipe.pool_bytes,
+        on_end=lambda hub, _actor_id: hub.shut(),
+    )
+
+
+def _has_several_nodes() -> bool:
+    return len([node for node in ray.nodes() if node["Alive"]]) > 1
+
+
+def _hint(
+    recipe: GraphRecipe, hub: Hub, members: Sequence[Member], reports: Mapping[int, ActorReport]
+) -> ChannelOutputType:
+    """Return the type hint that makes the graph's channels."""
+    if recipe.transport == "ray":
+        return RayHint(hub.key, recipe.settings.buffer_size_bytes.value, recipe.settings.max_inflight.value)
+    addresses = {actor_name(member.actor): reports[member.info.host_id].address for member in members}
+    return SocketHint(hub.key, {name: each for name, each in addresses.items() if each is not None}, hub.address)
 
 
 def _bind(recipe: GraphRecipe, members: Sequence[Member]) -> BoundGraph:
@@ -114,12 +165,21 @@ def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception
     return reports
 
 
-def _compile(recipe: GraphRecipe, bound: BoundGraph, members: Sequence[Member], deadline: Deadline) -> Any:
-    compiling = bounded.start(lambda: compile_graph(bound, recipe.settings), f"cgexec-compile-{recipe.graph_id[:8]}")
+def _compile(
+    recipe: GraphRecipe,
+    bound: BoundGraph,
+    members: Sequence[Member],
+    hub: Hub,
+    hint: ChannelOutputType,
+    deadline: Deadline,
+) -> Any:
+    compiling = bounded.start(
+        lambda: compile_graph(bound, members, recipe.settings, hub, hint), f"cgexec-compile-{recipe.graph_id[:8]}"
+    )
     try:
         return bounded.wait(compiling, deadline.remaining_s(), f"compiling graph {recipe.name!r}")
     except bounded.BoundExceededError as error:
-        losses = _dead_or_silent(members)
+        losses = silent_or_dead(members, _PROBE_AFTER_BOUND_S)
         for member in members:
             if isinstance(losses.get(member.info.host_id), GetTimeoutError):
                 ray.kill(member.actor)
@@ -134,10 +194,5 @@ def _compile(recipe: GraphRecipe, bound: BoundGraph, members: Sequence[Member], 
         # A death may show as an error of a task that Ray's compile has run in an actor.
         behind = error.cause if isinstance(error, RayTaskError) else error
         if classify(behind, Place.LOOP) is Verdict.PREEMPTED:
-            raise HostsLostError(_dead_or_silent(members), error) from error
+            raise HostsLostError(silent_or_dead(members, _PROBE_AFTER_BOUND_S), error) from error
         raise GraphSpecError(f"Ray does not compile graph {recipe.name!r}: {type(error).__name__}: {error}") from error
-
-
-def _dead_or_silent(members: Sequence[Member]) -> dict[int, Exception]:
-    replies = probe(members, _PROBE_AFTER_BOUND_S)
-    return {host_id: reply for host_id, reply in replies.items() if isinstance(reply, Exception)}

@@ -1,49 +1,58 @@
 """The engine over Ray's Compiled Graphs.
 
-Ray compiles; cgexec runs. The driver does not use ``CompiledDAG.execute`` or its references: it writes the input
-channels and reads the output channels itself, since Ray's own reading loses its place after a timeout and then returns
-another execution's answer. An output that was read is kept by the caller until its execution is complete.
+Ray compiles; cgexec runs. The channels, the tasks in the actors and the driver's ends are ours (``edges``, ``tasks``,
+``driver_ends``). Every frame says which execution it belongs to, and every output is checked against the execution that
+is due; an output that was read is kept by the caller until its execution is complete.
 
 Private names used here, on an object of ``ray.dag.CompiledDAG``:
 
-========================  ===================================================================================
-``dag_input_channels``    the channels the driver writes, and ``idx_to_task[input_task_idx].output_idxs``, which
-                          input goes into which
-``dag_output_channels``   the channels the driver reads, one for each output; the same one twice for a node that
-                          is listed twice
-``worker_task_refs``      a reference to each actor's loop: it ends when, and as, the loop ends
-``_channels``             of a channel: one for the readers on each side of a node's border
-``teardown``              called by ``ray.shutdown()`` on every graph; replaced on the object
-``_monitor``              Ray's thread that tears the graph down when a loop ends; its log is silenced
-``_proxy_actor``          an actor of Ray's own, one for each compile, which otherwise lives until garbage collection
-========================  ===================================================================================
+===============================  ============================================================================
+``dag_input_channels``           the channels the driver writes, and ``idx_to_task[input_task_idx].output_idxs``,
+                                 which input goes into which
+``dag_output_channels``          the channels the driver reads, one for each output; the same one twice for a node
+                                 that is listed twice
+``actor_to_executable_tasks``    the tasks of each actor's loop
+``worker_task_refs``             a reference to each actor's loop: it ends when, and as, the loop ends
+``_dag_submitter``,              Ray's own ends of the channels, which its teardown closes before what has arrived is
+``_dag_output_fetcher``          read; replaced on the object
+``teardown``                     called by ``ray.shutdown()`` on every graph; replaced on the object
+``_monitor``                     Ray's thread that tears the graph down when a loop ends; its log is silenced
+``_proxy_actor``                 an actor of Ray's own, one for each compile, which otherwise lives until garbage
+                                 collection
+===============================  ============================================================================
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import ray
-from ray.exceptions import (
-    RayChannelError,
-    RayChannelTimeoutError,
-    RaySystemError,
-    RayTaskError,
-    UnserializableException,
-)
+from ray.exceptions import ActorUnavailableError, RayChannelError, RayChannelTimeoutError
+from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
-from cgexec.engine.channel_type import SizedSharedMemory, give_hints
-from cgexec.engine.detach import detached
+from cgexec.engine.driver_ends import (
+    ANY_EXECUTION,
+    InputEnd,
+    NothingWrittenError,
+    OutputEnd,
+    SocketOutput,
+    input_end,
+    output_end,
+    read_in_turn,
+    read_wires,
+)
+from cgexec.engine.edges import Edge, Taken, actor_name, give_hints
+from cgexec.engine.failures import Origin, as_exception, capture, decode_failures
 from cgexec.engine.graph_spec import BoundGraph, actor_of
+from cgexec.engine.hub import Hub
 from cgexec.engine.preparation import ActorReport, await_loops, call_out, release
 from cgexec.engine.protocol import (
     Break,
@@ -56,29 +65,42 @@ from cgexec.engine.protocol import (
     OutputValue,
     SendTimeoutError,
 )
+from cgexec.engine.tasks import FramedTask, framed_tasks
 from cgexec.engine.teardown_noise import hush
 from cgexec.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_HEADING = re.compile(r"^\S*ray::.*\(pid=(?P<pid>\d+), ip=(?P<ip>[^,)]+)", re.MULTILINE)
-
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
-_FIRST_CALL_PAUSE_S, _LONGEST_CALL_PAUSE_S = 0.1, 1.0  # between two calls to the actors to leave their loops
 _SHUTDOWN_TEARDOWN_S = 1.0
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 
 
-def compile_graph(bound: BoundGraph, settings: Settings) -> Any:
+class _Closed:
+    """In the place of the driver's ends as Ray made them."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def compile_graph(
+    bound: BoundGraph, members: Sequence[Member], settings: Settings, hub: Hub, hint: ChannelOutputType
+) -> Any:
     """Return Ray's compiled graph. Blocks without a bound if an actor is stopped meanwhile."""
-    give_hints(bound.nodes, SizedSharedMemory(settings.buffer_size_bytes.value, settings.max_inflight.value))
-    with _loops_without_retries(bound):
+    host_ids = {member.actor: member.info.host_id for member in members}
+
+    def origin_of(node: Any) -> Origin:
+        return Origin(host_ids[actor_of(node)], node.get_method_name())
+
+    give_hints(bound.nodes, hint)
+    with _loops_without_retries(bound), framed_tasks(hub.key, origin_of):
         compiled = bound.root.experimental_compile(
             _submit_timeout=settings.submit_timeout_s.value,
             _max_inflight_executions=settings.max_inflight.value,
             _max_buffered_results=settings.max_buffered_results.value,
             _overlap_gpu_communication=settings.overlap_gpu_communication.value,
         )
+    compiled._dag_submitter = compiled._dag_output_fetcher = _Closed()
     hush(compiled._monitor)
     return compiled
 
@@ -102,18 +124,6 @@ def _loops_without_retries(bound: BoundGraph) -> Iterator[None]:
             shell._max_task_retries = retries
 
 
-def _process_of(error: RayTaskError) -> tuple[str, int]:
-    """Return the address and the process id of where ``error`` was raised; ("", -1) if it cannot be known.
-
-    An error that has passed through another stage is an instance of its cause and no longer says so but in the heading
-    of its text, which Ray writes: ``ray::Worker.method() (pid=..., ip=...)``.
-    """
-    if "pid" in vars(error):
-        return error.ip, error.pid
-    heading = _HEADING.search(str(error))
-    return (heading["ip"], int(heading["pid"])) if heading else ("", -1)
-
-
 class CompiledEngine:
     """One compiled graph; see ``protocol.Engine`` for what each method promises."""
 
@@ -124,7 +134,7 @@ class CompiledEngine:
         members: Sequence[Member],
         reports: Mapping[int, ActorReport],
         settings: Settings,
-        graph_id: str,
+        hub: Hub,
         on_loop_end: Callable[[CompiledEngine], None],
     ) -> None:
         self.spec: GraphSpec = bound.spec
@@ -134,32 +144,30 @@ class CompiledEngine:
         self._members = tuple(members)
         self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
         self.node_ids = {host_id: report.node_id for host_id, report in reports.items()}
-        self._graph_id = graph_id
-        self._buffer_size_bytes = settings.buffer_size_bytes.value
+        self._hub = hub
+        self._without_control = [member for member in members if reports[member.info.host_id].no_control]
         self._read_slice_s = settings.read_iteration_timeout_s.value
+        self._settled_in = False
+        self._on_loop_end = on_loop_end
+
+        self._input_channels = compiled.dag_input_channels
+        keys = compiled.idx_to_task[compiled.input_task_idx].output_idxs
+        buffer_size_bytes = settings.buffer_size_bytes.value
+        self._inputs: list[InputEnd] = [
+            input_end(key, channel, buffer_size_bytes) for key, channel in zip(keys, self._input_channels, strict=True)
+        ]
+        self._outputs: list[OutputEnd] = []
+        self._over_wires = False
+        self._num_sent = 0
+        self._num_collected = 0
         self.capacity = self._depth(bound, reports, settings)
-        self._serialization = ray._private.worker.global_worker.get_serialization_context()
-
-        self._inputs = list(
-            zip(
-                compiled.dag_input_channels,
-                compiled.idx_to_task[compiled.input_task_idx].output_idxs,
-                strict=True,
-            )
-        )
-        # One channel may serve several outputs; it is read once for each execution.
-        self._outputs: list[tuple[Any, list[int]]] = []
-        for place, channel in enumerate(compiled.dag_output_channels):
-            known = next((places for other, places in self._outputs if other is channel), None)
-            if known is not None:
-                known.append(place)
-            else:
-                self._outputs.append((channel, [place]))
-
-        # An application error names the process that raised it, not the actor.
-        self._host_of_process = {(report.node_ip, report.pid): host_id for host_id, report in reports.items()}
-        self._methods = bound.methods
-        self._origins = bound.origins
+        tasks = {handle: list(each) for handle, each in compiled.actor_to_executable_tasks.items()}
+        framed = {handle: sum(isinstance(task, FramedTask) for task in each) for handle, each in tasks.items()}
+        self._num_tasks = {
+            member.info.host_id: (framed[member.actor], len(tasks[member.actor]) - framed[member.actor])
+            for member in self._members
+            if member.actor in tasks
+        }
 
         self._torn_down = False
         self._teardown_done = threading.Event()
@@ -168,135 +176,174 @@ class CompiledEngine:
         compiled.teardown = self._when_ray_tears_down
         self._loops_changed = threading.Condition()
         self._ended: dict[int, BaseException | None] = {}  # in the order in which the loops ended
+        self._unreachable: dict[int, Exception] = {}  # the hosts whose control connection has ended
         self._loops: dict[int, ray.ObjectRef[Any]] = {}
         for member in self._members:
             loop = compiled.worker_task_refs.get(member.actor)
             if loop is not None:
                 self._loops[member.info.host_id] = loop
         for host_id, loop in self._loops.items():
-            loop.future().add_done_callback(partial(self._loop_ended, host_id, on_loop_end))
+            loop.future().add_done_callback(partial(self._loop_ended, host_id))
+        hub.on_end = self._connection_ended
 
-    @staticmethod
-    def _depth(bound: BoundGraph, reports: Mapping[int, ActorReport], settings: Settings) -> int:
+    def _depth(self, bound: BoundGraph, reports: Mapping[int, ActorReport], settings: Settings) -> int:
         """Return how many executions the channels hold.
 
-        On one node every edge has ``max_inflight`` slots. Between nodes Ray's channels have one, and a teardown with
-        two unread executions from another node aborts the head node's raylet.
+        Every edge has ``max_inflight`` slots; but Ray's own channels between nodes have one, and a teardown with two
+        unread executions from another node aborts the head node's raylet.
         """
         here = ray.get_runtime_context().get_node_id()
-        used = (host_id for host_id, methods in bound.methods.items() if methods)
-        return settings.max_inflight.value if all(reports[host].node_id == here for host in used) else 1
+        used = [host_id for host_id, methods in bound.methods.items() if methods]
+        own = all(isinstance(end, SocketOutput) for end in self._open_outputs())
+        if own or all(reports[host_id].node_id == here for host_id in used):
+            return settings.max_inflight.value
+        return 1
 
-    def _loop_ended(self, host_id: int, on_loop_end: Callable[[CompiledEngine], None], ended: Future[Any]) -> None:
+    def _open_outputs(self) -> list[OutputEnd]:
+        """Return the driver's ends of the output channels; one that serves several outputs is read once."""
+        known: dict[int, OutputEnd] = {}
+        for place, channel in enumerate(self._compiled.dag_output_channels):
+            if id(channel) not in known:
+                known[id(channel)] = output_end(channel, self._hub)
+            known[id(channel)].places.append(place)
+        self._outputs = list(known.values())
+        self._over_wires = all(isinstance(end, SocketOutput) for end in self._outputs)
+        return self._outputs
+
+    def _loop_ended(self, host_id: int, ended: Future[Any]) -> None:
         """Note that a loop has ended. Called on one of Ray's threads, where nothing may block."""
         with self._loops_changed:
             self._ended[host_id] = ended.exception()
             self._loops_changed.notify_all()
+        self._note_break()
+
+    def _connection_ended(self, _hub: Hub, actor_id: str) -> None:
+        """Note that a host can no longer be reached. Called on the hub's thread, sooner than Ray sees a death."""
+        for member in self._members:
+            if actor_name(member.actor) == actor_id:
+                host_id = member.info.host_id
+                error = ActorUnavailableError(f"the connection to host {host_id} has ended", bytes.fromhex(actor_id))
+                with self._loops_changed:
+                    self._unreachable[host_id] = error
+        self._note_break()
+
+    def _note_break(self) -> None:
         self.broken = True
-        on_loop_end(self)
+        if not self._settled_in:  # nobody runs on it yet: let those who wait for the others go
+            self._hub.shut()
+        self._on_loop_end(self)
 
-    def settle_in(self, timeout_s: float) -> dict[int, Exception]:
-        """Wait until every loop runs with its channels open; return the hosts where it does not, and why."""
-        for channel, _ in self._outputs:
-            channel.ensure_registered_as_reader()
-        return await_loops([member for member in self._members if member.info.host_id in self._loops], timeout_s)
+    def settle_in(self, timeout_s: float) -> tuple[bool, dict[int, Exception]]:
+        """Wait until every channel is open, here and in the actors.
 
-    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-        """Return (channel, serialised input) for each input channel; nothing is sent."""
+        Returns whether they are, and the hosts whose actors died or kept silent, and why.
+        """
+        deadline = Deadline.after(timeout_s)
+        try:
+            for channel in self._input_channels:
+                if isinstance(channel, Edge):
+                    channel.open_writer(self._hub)
+            members = [member for member in self._members if member.info.host_id in self._loops]
+            replies = await_loops(members, self._hub.key, self._num_tasks, deadline.remaining_s())
+            ready = all(reply is True for reply in replies.values()) and self._hub.await_ready(0, deadline)
+            losses = {host_id: reply for host_id, reply in replies.items() if isinstance(reply, Exception)}
+        except RayChannelError:
+            return False, {}
+        self._settled_in = ready
+        return ready and not self.broken, losses
+
+    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Return the serialised value for each input channel; nothing is sent."""
         self.spec.inputs.check(args, kwargs)
         encoded = []
-        for channel, key in self._inputs:
+        for end in self._inputs:
+            key = end.key
             value = args[key or 0] if key is None or isinstance(key, int) else kwargs[key]
             try:
-                encoded.append((channel, self._serialization.serialize(value)))
+                encoded.append(end.encode(value))
             except Exception as error:
                 name = "the input" if key is None else f"input {key!r}"
                 raise TypeError(f"{name} cannot be serialised: {type(error).__name__}: {error}") from error
         return encoded
 
-    def send(self, encoded: list[tuple[Any, Any]], timeout_s: float) -> None:
+    def send(self, encoded: Sequence[Any], timeout_s: float) -> None:
         """Write one execution's inputs to their channels."""
         if self.broken:
             raise EngineBrokenError(RayChannelError("Channel closed."))
         deadline = Deadline.after(timeout_s)
-        for index, (channel, value) in enumerate(encoded):
+        for index, (end, value) in enumerate(zip(self._inputs, encoded, strict=True)):
             try:
-                channel.write(value, None if timeout_s == -1 else deadline.remaining_s())
-            except RayChannelTimeoutError as error:
-                if index == 0 and self._writes_at_once(channel, value):
-                    raise SendTimeoutError(f"no room in the input channel after {timeout_s:g} s") from error
-                # Some readers have the input and some do not: every later execution would be answered with a mixture.
+                end.write(value, self._num_sent, deadline, first=index == 0)
+            except NothingWrittenError as error:
+                raise SendTimeoutError(f"no room in the input channel after {timeout_s:g} s") from error
+            except (RayChannelError, RayChannelTimeoutError) as error:
+                # Some readers have the input and some may not.
                 self.broken = True
                 raise EngineBrokenError(error, sent=True) from error
-            except RayChannelError as error:
-                self.broken = True
-                raise EngineBrokenError(error, sent=index > 0 or self._num_writes(channel) > 1) from error
-
-    def _writes_at_once(self, channel: Any, value: Any) -> bool:
-        """Return whether a write that timed out has written nothing.
-
-        Not so for readers on several nodes, which have a channel each, nor for a value that makes the buffers grow:
-        the notice of their growth is a message of its own.
-        """
-        size = value.total_bytes + len(value.metadata)
-        return self._num_writes(channel) == 1 and size <= self._buffer_size_bytes
-
-    @staticmethod
-    def _num_writes(channel: Any) -> int:
-        """Return how many channels a write to ``channel`` goes to, one after the other."""
-        return len(getattr(channel, "_channels", (channel,)))
+        self._num_sent += 1
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
-        """Read the output channels whose places are empty, in turn, a slice of time each."""
+        """Read the output channels whose places are empty."""
         deadline = Deadline.after(timeout_s)
-        waiting = [(channel, places) for channel, places in self._outputs if outputs[places[0]] is None]
-        while waiting:
-            for channel, places in list(waiting):
-                one_go = deadline.remaining_s() if len(waiting) == 1 else deadline.slice_s(self._read_slice_s)
-                try:
-                    output = self._output(channel.read(one_go), self._origins[places[0]])
-                except RayChannelTimeoutError:
-                    continue
-                except RayChannelError as error:
-                    self.broken = True
-                    raise EngineBrokenError(error) from error
-                waiting.remove((channel, places))
-                for place in places:
+        while waiting := [end for end in self._outputs if outputs[end.places[0]] is None]:
+            found, error = self._read(waiting, deadline)
+            failed = False
+            for end, taken in found:
+                output = self._output(taken, self.spec.outputs[end.places[0]])
+                for place in end.places:
                     outputs[place] = output
-                if isinstance(output, OutputError):
-                    return
-            if deadline.remaining_s() == 0:
+                failed = failed or isinstance(output, OutputError)
+            if error is not None:
+                self.broken = True
+                raise EngineBrokenError(error)
+            if None in outputs and (failed or (not found and (self.broken or deadline.remaining_s() == 0))):
                 return
+        self._num_collected += 1
 
-    def _output(self, read: Any, origin: OutputPort | None) -> Output:
-        """Return what was read from a channel as a value or as an error; ``origin`` is the only call it can be from.
+    def _read(
+        self, waiting: Sequence[OutputEnd], deadline: Deadline
+    ) -> tuple[Sequence[tuple[OutputEnd, Taken]], RayChannelError | None]:
+        if self._over_wires:
+            return read_wires(cast("Sequence[SocketOutput]", waiting), deadline.remaining_s(), self._hub.alarm)
+        return read_in_turn(waiting, deadline, self._read_slice_s)
 
-        Ray returns an error as an instance. It does so too for an exception that cannot be loaded here, and for a
-        result that cannot be loaded: those are no values either.
+    def _output(self, taken: Taken, port: OutputPort) -> Output:
+        """Return what was taken from an output channel as a value or as an error.
+
+        Raises:
+            EngineBrokenError: it belongs to another execution than the one that is due.
         """
-        if isinstance(read, RayTaskError):
-            error = read.as_instanceof_cause()
-            if origin is None:
-                host_id = self._host_of_process.get(_process_of(read))
-                return OutputError(error, host_id, self._only_method(host_id))
-            return OutputError(error, origin.host_id, origin.method)
-        if isinstance(read, (UnserializableException, RaySystemError)):
-            return OutputError(read, *((origin.host_id, origin.method) if origin is not None else (None, None)))
-        return OutputValue(detached(read))
-
-    def _only_method(self, host_id: int | None) -> str | None:
-        methods = set(self._methods.get(host_id, ())) if host_id is not None else set()
-        return methods.pop() if len(methods) == 1 else None
+        if taken.execution not in (self._num_collected, ANY_EXECUTION):
+            self.broken = True
+            what = f"execution {self._num_collected} of this generation met what belongs to {taken.execution}"
+            raise EngineBrokenError(RayChannelError(f"{what}, from {port.method}() of host {port.host_id}"))
+        if taken.failures is not None:
+            first, *others = [
+                OutputError(as_exception(failure), *((o.host_id, o.method) if (o := failure.origin) else (None, None)))
+                for failure in decode_failures(taken.failures)
+            ]
+            return OutputError(first.error, first.host_id, first.method, tuple(others))
+        try:
+            return OutputValue(taken.value())
+        except Exception as error:  # noqa: BLE001 - a user's class may raise anything as it is loaded
+            origin = Origin(port.host_id, port.method)
+            failure = capture(
+                error, origin, None, f"what {port.method}() of host {port.host_id} returned cannot be loaded"
+            )
+            return OutputError(as_exception(failure), port.host_id, port.method)
 
     def why_broken(self, seen: Exception, timeout_s: float) -> Break:
-        """Return what the loops ended with, as soon as one of them ended with an error."""
+        """Return what the loops ended with, as soon as one of them ended with an error.
+
+        Where Ray does not say so in time, a host whose connection has ended accounts for the break.
+        """
 
         def culprits() -> tuple[tuple[int, Exception], ...]:
             return tuple((host_id, e) for host_id, e in self._ended.items() if isinstance(e, Exception))
 
         with self._loops_changed:
             self._loops_changed.wait_for(lambda: culprits() or len(self._ended) == len(self._loops), timeout_s)
-            return Break(culprits(), seen)
+            return Break(culprits() or tuple(self._unreachable.items()), seen)
 
     def tear_down(self, timeout_s: float) -> dict[int, Exception]:
         """Let Ray tear the graph down off to the side; kill the actors whose loop has not ended at the bound.
@@ -327,17 +374,21 @@ class CompiledEngine:
         with self._loops_changed:
             leave_by = Deadline.after(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
             self._leave_by = min(self._leave_by, leave_by, key=lambda deadline: deadline.at)
-        teardown = bounded.start(self._tear_down_ray, f"cgexec-teardown-{self._graph_id[:8]}")
-        self._call_out()
+        graph_id = self._hub.key.graph_id
+        self._hub.shut()
+        call_out(self._without_control, graph_id)
+        teardown = bounded.start(self._tear_down_ray, f"cgexec-teardown-{graph_id[:8]}")
+        self._await_loops_end()
         stuck = [member for member in self._members if self._is_running(member)]
         for member in stuck:
             ray.kill(member.actor)
         try:
             bounded.wait(teardown, _CLEAN_UP_S, "Ray's teardown")
+            del self._compiled.teardown  # it has nothing left to do, and would keep this object alive
         except Exception:
             _logger.exception("the teardown of a compiled graph did not end well")
         ray.kill(self._compiled._proxy_actor)
-        release([member for member in self._members if member not in stuck], self._graph_id, _CLEAN_UP_S)
+        release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
         reason = "was still in the graph when its teardown had to end, and was killed"
         return {m.info.host_id: RayChannelTimeoutError(f"host {m.info.host_id} {reason}") for m in stuck}
 
@@ -355,20 +406,10 @@ class CompiledEngine:
         self.hurry(_SHUTDOWN_TEARDOWN_S)
         self.tear_down(_SHUTDOWN_TEARDOWN_S)
 
-    def _call_out(self) -> None:
-        """Tell the actors to leave their loops until all have, or until they must have.
-
-        Once is not enough: a loop that has been submitted but not started yet does not hear it, and opens its channels
-        afterwards, closed or not. Ray's own teardown waits for such a loop for ever.
-        """
-        pause_s = _FIRST_CALL_PAUSE_S
-        while running := [member for member in self._members if self._is_running(member)]:
-            call_out(running)
-            with self._loops_changed:
-                self._loops_changed.wait(self._leave_by.slice_s(pause_s))
-                if self._leave_by.remaining_s() == 0:
-                    return
-            pause_s = min(_LONGEST_CALL_PAUSE_S, 2 * pause_s)
+    def _await_loops_end(self) -> None:
+        with self._loops_changed:
+            while len(self._ended) < len(self._loops) and self._leave_by.remaining_s() > 0:
+                self._loops_changed.wait(self._leave_by.slice_s(threading.TIMEOUT_MAX))
 
     def _is_running(self, member: Member) -> bool:
         host_id = member.info.host_id

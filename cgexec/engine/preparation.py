@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -28,24 +28,39 @@ import ray
 from ray.exceptions import GetTimeoutError, RaySystemError
 
 from cgexec.deadline import Deadline
+from cgexec.engine.handshake import Address, HandshakeError
+from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
 from cgexec.engine.protocol import Member
+from cgexec.engine.tasks import FramedTask
 from cgexec.errors import GraphSpecError
 
 # Private: the functions that Ray's compiled graphs run for as long as an actor is in one.
 _LOOP_FUNCTIONS = frozenset({"do_exec_tasks", "do_profile_tasks"})
-
-
 _LOOP_POLL_S = 0.002
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What an actor is asked to serve: ``graph_id`` is unique, ``graph_name`` and ``driver`` are for people."""
+    """What an actor is asked to serve: ``graph_name`` and ``driver`` are for people.
 
-    graph_id: str
+    ``secret`` is the generation's key, ``driver_address`` where the driver listens. ``needs_control``: whether the
+    actor is of no use if it cannot connect there. ``across_nodes``: whether to listen for other nodes as well.
+    """
+
+    key: GraphKey
     graph_name: str
     driver: str
     duration_s: float
+    secret: bytes
+    driver_address: Address
+    needs_control: bool
+    across_nodes: bool
+    pool_bytes: int
+
+    @property
+    def graph_id(self) -> str:
+        """The graph, whichever its generation."""
+        return self.key.graph_id
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,8 @@ class ActorReport:
     """What an actor says of itself.
 
     ``incarnation`` changes when Ray restarts the actor. ``leased_to`` names the other graph it is in, if any;
-    ``unfit_methods`` says, by name, why a method cannot be part of a graph.
+    ``unfit_methods`` says, by name, why a method cannot be part of a graph. ``address`` is where it listens for this
+    graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
     """
 
     pid: int
@@ -62,6 +78,8 @@ class ActorReport:
     incarnation: str
     leased_to: str | None
     unfit_methods: dict[str, str]
+    address: Address | None = None
+    no_control: str = ""
 
 
 class _ActorState:
@@ -119,10 +137,12 @@ def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorR
     unfit = {name: why for name in methods if (why := _unfit(getattr(type(instance), name, None)))}
     with _state.lock:
         leased_to = _other_graph(lease)
-        if lease is not None and leased_to is None and not unfit:
+        if lease is not None and (leased_to is not None or unfit):
+            lease = None
+        if lease is not None:
             _state.lease = lease
             _state.expires_at = time.monotonic() + lease.duration_s
-    return ActorReport(
+    report = ActorReport(
         pid=os.getpid(),
         node_id=context.get_node_id(),
         node_ip=ray.util.get_node_ip_address(),
@@ -130,42 +150,76 @@ def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorR
         leased_to=leased_to,
         unfit_methods=unfit,
     )
+    return report if lease is None else _open_hub(lease, report)
 
 
-def settle_in(_instance: Any, timeout_s: float) -> bool:
-    """Wait for this actor's loop to start, and open every channel it reads. *In the actor.*
+def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
+    """Listen for the other hosts, and connect to the driver. *In the actor.*"""
+    for old in hubs_of(lease.graph_id):
+        old.shut()
+    try:
+        hub = Hub(
+            lease.key,
+            lease.secret,
+            str(ray.get_runtime_context().get_actor_id()),
+            report.node_id,
+            listen_ip=report.node_ip if lease.across_nodes else None,
+            pool_bytes=lease.pool_bytes,
+            on_end=_driver_has_gone,
+        )
+        report = replace(report, address=hub.address)
+        hub.connect_control(lease.driver_address, Deadline.after(lease.duration_s))
+    except (OSError, HandshakeError, HubClosedError) as error:
+        report = replace(report, no_control=str(error))
+        if lease.needs_control:
+            end_graph(None, lease.graph_id)
+            report = replace(report, address=None)
+    return report
 
-    A loop opens a channel when it first reads it, and Ray aborts the whole process if the channel's writer has died by
-    then. So the channels are opened before anything can die unnoticed. Returns whether the loop has started.
+
+def _driver_has_gone(hub: Hub, _identity: str) -> None:
+    """End the graph: the driver has died, or has let go of it. *In the actor, on the hub's thread.*"""
+    end_graph(None, hub.key.graph_id, hub)
+
+
+def end_graph(_instance: Any, graph_id: str, hub: Hub | None = None) -> None:
+    """Leave the graph and give its lease back, if this actor has it. *In the actor.*
+
+    Only the generation of ``hub``, if that is given: another may have begun. Whatever waits on a channel is woken.
+    """
+    for each in hubs_of(graph_id) if hub is None else [hub]:
+        each.shut()
+    with _state.lock:
+        held = _state.lease
+        if held is not None and held.graph_id == graph_id and (hub is None or held.key == hub.key):
+            _state.lease = None
+
+
+def settle_in(_instance: Any, key: GraphKey, num_framed: int, num_foreign: int, timeout_s: float) -> bool:
+    """Wait until every task of this actor's loop has its channels open and connected. *In the actor.*
+
+    Returns whether they are. Tasks of Ray's own open a channel when they first read it, and Ray aborts the whole
+    process if the channel's writer has died by then: so their channels are opened here.
     """
     deadline = Deadline.after(timeout_s)
-    while not (frames := list(_loop_frames())):
-        if deadline.remaining_s() == 0:
-            return False
-        time.sleep(_LOOP_POLL_S)
-    for frame in frames:
-        for task in frame.f_locals["tasks"]:
+    try:
+        hub = find_hub(key)
+        while num_foreign and not (tasks := _foreign_tasks()):
+            if deadline.remaining_s() == 0 or hub.closed:
+                return False
+            time.sleep(_LOOP_POLL_S)
+        for task in tasks if num_foreign else ():
+            hub.close_with(task.cancel)
             for channel in task.input_channels:
                 channel.ensure_registered_as_reader()
-    return True
+        return hub.await_ready(num_framed, deadline)
+    except HubClosedError:
+        return False
 
 
-def leave_loop(_instance: Any) -> None:
-    """Close the channels that the execution loop really reads and writes. *In the actor.*
-
-    Ray's own teardown closes copies of them, as they were when the graph was compiled. A channel whose buffer has grown
-    since then has moved, and a loop that waits for it would never end.
-    """
-    for frame in _loop_frames():
-        for task in frame.f_locals["tasks"]:
-            task.cancel()
-
-
-def give_back(_instance: Any, graph_id: str) -> None:
-    """End the lease of ``graph_id``, if this actor has it. *In the actor.*"""
-    with _state.lock:
-        if _state.lease is not None and _state.lease.graph_id == graph_id:
-            _state.lease = None
+def _foreign_tasks() -> list[Any]:
+    """Return the tasks of this actor's loop that are Ray's own. *In the actor.*"""
+    return [task for frame in _loop_frames() for task in frame.f_locals["tasks"] if not isinstance(task, FramedTask)]
 
 
 def _call_all(
@@ -216,26 +270,32 @@ def prepare(
     )
 
 
-def await_loops(members: Sequence[Member], timeout_s: float) -> dict[int, Exception]:
-    """Wait, in parallel, for every actor to settle in; return those that did not, and why."""
-    replies = _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(settle_in, timeout_s))
-    late = GetTimeoutError(f"the actor's loop did not start within {timeout_s:g} s")
-    return {
-        host_id: reply if isinstance(reply, Exception) else late
-        for host_id, reply in replies.items()
-        if reply is not True
-    }
+def await_loops(
+    members: Sequence[Member], key: GraphKey, tasks: Mapping[int, tuple[int, int]], timeout_s: float
+) -> dict[int, bool | Exception]:
+    """Wait, in parallel, for every actor to settle in; ``tasks``: how many of ours and of Ray's each host has."""
+    return _call_all(
+        members,
+        timeout_s,
+        lambda member: member.actor.__ray_call__.remote(settle_in, key, *tasks[member.info.host_id], timeout_s),
+    )
 
 
-def call_out(members: Sequence[Member]) -> None:
-    """Tell every actor to leave its loop; does not wait for it."""
+def call_out(members: Sequence[Member], graph_id: str) -> None:
+    """Tell every actor to leave the graph; does not wait for it."""
     for member in members:
-        member.actor.__ray_call__.remote(leave_loop)
+        member.actor.__ray_call__.remote(end_graph, graph_id)
 
 
 def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
-    """End the leases of ``graph_id``; actors that are dead or silent are passed over."""
-    _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(give_back, graph_id))
+    """Have every actor leave the graph and give back its lease; actors that are dead or silent are passed over."""
+    _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(end_graph, graph_id))
+
+
+def silent_or_dead(members: Sequence[Member], timeout_s: float) -> dict[int, Exception]:
+    """Return the hosts whose actors do not answer an ordinary call within ``timeout_s``, and why."""
+    replies = probe(members, timeout_s)
+    return {host_id: reply for host_id, reply in replies.items() if isinstance(reply, Exception)}
 
 
 def _import_error(reply: object) -> ImportError | None:
@@ -253,6 +313,11 @@ def refusal(host_id: int, actor: Any, reply: ActorReport | Exception) -> GraphSp
             return GraphSpecError(f"{name} is in {reply.leased_to}: close that graph first")
         for method, why in reply.unfit_methods.items():
             return GraphSpecError(f"{method}() of {name} {why}")
+        if reply.no_control and reply.address is None:
+            return GraphSpecError(
+                f"{name} cannot connect to the driver: {reply.no_control}; if sockets cannot be had between these "
+                "nodes, use GraphConfig(transport='ray')"
+            )
         return None
     missing = _import_error(reply)
     if missing is not None:

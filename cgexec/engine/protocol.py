@@ -70,11 +70,15 @@ class OutputValue:
 
 @dataclass(frozen=True)
 class OutputError:
-    """An error in the place of an output. ``host_id`` and ``method``: where it was raised, None where unknown."""
+    """An error in the place of an output. ``host_id`` and ``method``: where it was raised, None where unknown.
+
+    ``also`` are further errors that stand in the way of the same output, each without any of its own.
+    """
 
     error: Exception
     host_id: int | None
     method: str | None
+    also: tuple[OutputError, ...] = ()
 
 
 Output = OutputValue | OutputError

@@ -14,6 +14,7 @@ from cgexec import (
     GraphFailedError,
     GraphSpecError,
     NotEnoughHostsError,
+    TransferError,
     UnpicklableExceptionError,
     errors,
 )
@@ -24,6 +25,7 @@ PARENTS = {
     GraphSpecError: (CgexecError, ValueError),
     GraphFailedError: (CgexecError,),
     NotEnoughHostsError: (GraphFailedError,),
+    TransferError: (CgexecError,),
     UnpicklableExceptionError: (CgexecError,),
 }
 
@@ -34,6 +36,7 @@ INSTANCES = [
     GraphFailedError("text", ValueError("reason")),
     GraphFailedError("text"),
     NotEnoughHostsError("text", GraphFailedError("reason", KeyError("first"))),
+    TransferError("what f() returned cannot be sent", "a.B", "its text", "its traceback"),
     UnpicklableExceptionError("a.B", "its text", "its traceback"),
 ]
 

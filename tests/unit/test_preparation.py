@@ -13,7 +13,9 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
 from cgexec import GraphSpecError
 from cgexec.engine import preparation
-from cgexec.engine.preparation import ActorReport, Lease, _unfit, give_back, loop_is_running, refusal
+from cgexec.engine.handshake import Address
+from cgexec.engine.hub import GraphKey
+from cgexec.engine.preparation import ActorReport, Lease, _unfit, end_graph, loop_is_running, refusal
 
 LONG_S = 30.0
 
@@ -117,8 +119,23 @@ def test_a_method_that_would_return_what_cannot_be_sent_is_unfit(name: str, reas
 
 # -- leases ------------------------------------------------------------------------------------------------------------
 
-MINE = Lease("graph-1", "mine", "process 1 on here", 60.0)
-OTHER = Lease("graph-2", "other", "process 2 on there", 60.0)
+
+def lease(graph_id: str, name: str, driver: str) -> Lease:
+    return Lease(
+        key=GraphKey(graph_id, 0),
+        graph_name=name,
+        driver=driver,
+        duration_s=60.0,
+        secret=b"secret",
+        driver_address=Address("node", b"\0name", None),
+        needs_control=True,
+        across_nodes=False,
+        pool_bytes=0,
+    )
+
+
+MINE = lease("graph-1", "mine", "process 1 on here")
+OTHER = lease("graph-2", "other", "process 2 on there")
 
 
 @pytest.fixture
@@ -154,7 +171,7 @@ def test_a_lease_counts_until_it_expires_or_for_as_long_as_a_loop_runs(
 @pytest.mark.parametrize(("graph_id", "left"), [("graph-1", None), ("graph-2", MINE)])
 def test_only_the_graph_that_has_the_lease_can_give_it_back(state: Any, graph_id: str, left: Lease | None) -> None:
     state.lease = MINE
-    give_back(None, graph_id)
+    end_graph(None, graph_id)
     assert state.lease is left
 
 

@@ -1,0 +1,246 @@
+"""The driver's ends of a graph's channels: what it writes an execution's inputs to, and reads its outputs from.
+
+The driver does not use ``CompiledDAG.execute`` or its references: Ray's own reading loses its place after a timeout and
+then returns another execution's answer.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayChannelError, RayChannelTimeoutError, RayTaskError
+
+from cgexec.deadline import Deadline
+from cgexec.engine import payload
+from cgexec.engine.detach import detached
+from cgexec.engine.edges import RayEdge, SocketEdge, Taken
+from cgexec.engine.failures import capture, encode_failures
+from cgexec.engine.frames import Encoded
+from cgexec.engine.hub import Hub
+from cgexec.engine.wire import Wire, WireClosedError
+
+_LONGEST_POLL_S = 60.0
+ANY_EXECUTION = -1  # the tag of what carries none
+
+
+class NothingWrittenError(Exception):
+    """There was no room in time, and nothing was written."""
+
+
+class InputEnd(Protocol):
+    """What the driver writes one input to. ``key``: which argument it is; None for the whole input."""
+
+    key: int | str | None
+
+    def encode(self, value: Any) -> Any:
+        """Return ``value`` ready to be written. Raises whatever makes it unfit."""
+
+    def write(self, encoded: Any, execution: int, deadline: Deadline, *, first: bool) -> None:
+        """Write one value; ``first`` if nothing of the execution has been written yet.
+
+        Raises:
+            NothingWrittenError: only for the first.
+            RayChannelTimeoutError: some readers may have it and some not.
+            RayChannelError: the graph has ended.
+        """
+
+
+class OutputEnd(Protocol):
+    """What the driver reads one output, or several alike, from. ``places``: where the value stands in the result."""
+
+    places: list[int]
+
+    def read(self, timeout_s: float) -> Taken:
+        """Return what comes next. Raises RayChannelTimeoutError, or RayChannelError if the graph has ended."""
+
+
+class SocketInput:
+    """An input that goes over wires: never waits."""
+
+    def __init__(self, key: int | str | None, edge: SocketEdge) -> None:
+        self.key = key
+        self._edge = edge
+
+    def encode(self, value: Any) -> Encoded:
+        return payload.encode(value)
+
+    def write(self, encoded: Encoded, execution: int, deadline: Deadline, *, first: bool) -> None:  # noqa: ARG002
+        self._edge.put(encoded, None, execution)
+
+
+class SocketOutput:
+    """An output that comes over a wire."""
+
+    def __init__(self, edge: SocketEdge, hub: Hub) -> None:
+        self.places: list[int] = []
+        self._inlet = hub.inlet(edge.channel_id)
+
+    @property
+    def wire(self) -> Wire:
+        """The wire that the output comes over. Raises RayChannelError if it never came to be."""
+        if self._inlet.wire is None:
+            raise RayChannelError("Channel closed: the output was never connected")
+        return self._inlet.wire
+
+    def read(self, timeout_s: float) -> Taken:
+        found, error = read_wires([self], timeout_s)
+        if error is not None:
+            raise error
+        if not found:
+            raise RayChannelTimeoutError("nothing has arrived")
+        return found[0][1]
+
+
+def read_wires(
+    waiting: Sequence[SocketOutput], timeout_s: float, alarm: int | None = None
+) -> tuple[list[tuple[SocketOutput, Taken]], RayChannelError | None]:
+    """Return what has arrived for each, waiting for some; and what is wrong, if a wire has ended.
+
+    The wait is over, too, when the descriptor ``alarm`` can be read.
+    """
+    found: list[tuple[SocketOutput, Taken]] = []
+    error: RayChannelError | None = None
+    try:
+        for output in waiting:
+            frame = output.wire.buffered()
+            if frame is not None:
+                found.append((output, Taken.from_frame(frame)))
+        if found:
+            return found, None
+        by_descriptor = {output.wire.fileno(): output for output in waiting}
+    except WireClosedError as closed:
+        return found, RayChannelError(f"Channel closed: {closed}")
+    poller = select.poll()
+    for descriptor in by_descriptor:
+        poller.register(descriptor, select.POLLIN)
+    if alarm is not None:
+        poller.register(alarm, select.POLLIN)
+    for descriptor, _ in poller.poll(math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
+        if descriptor == alarm:
+            continue
+        try:
+            frame = by_descriptor[descriptor].wire.receive(block=False)
+        except WireClosedError as closed:
+            error = RayChannelError(f"Channel closed: {closed}")
+        else:
+            if frame is not None:
+                found.append((by_descriptor[descriptor], Taken.from_frame(frame)))
+    return found, error
+
+
+class RayInput:
+    """An input that goes through a channel of Ray's."""
+
+    def __init__(self, key: int | str | None, edge: RayEdge, buffer_size_bytes: int) -> None:
+        self.key = key
+        self._edge = edge
+        self._buffer_size_bytes = buffer_size_bytes
+
+    def encode(self, value: Any) -> Encoded:
+        return payload.encode(value)
+
+    def write(self, encoded: Encoded, execution: int, deadline: Deadline, *, first: bool) -> None:
+        serialised = _serialised(self._edge.tagged(encoded, execution))
+        _write(self._edge.carrier, serialised, deadline, self._buffer_size_bytes if first else 0)
+
+
+class ForeignInput:
+    """An input whose channel is not ours: the value goes as Ray sends it."""
+
+    def __init__(self, key: int | str | None, channel: Any, buffer_size_bytes: int) -> None:
+        self.key = key
+        self._channel = channel
+        self._buffer_size_bytes = buffer_size_bytes
+
+    def encode(self, value: Any) -> Any:
+        return _serialised(value)
+
+    def write(self, encoded: Any, execution: int, deadline: Deadline, *, first: bool) -> None:  # noqa: ARG002
+        _write(self._channel, encoded, deadline, self._buffer_size_bytes if first else 0)
+
+
+def _serialised(value: Any) -> Any:
+    # Private: what a channel takes for a value that is serialised already.
+    return ray._private.worker.global_worker.get_serialization_context().serialize(value)
+
+
+def _write(channel: Any, serialised: Any, deadline: Deadline, at_once_bytes: int) -> None:
+    """Write to a channel of Ray's. One that times out has written nothing if it is one channel, and has not to grow.
+
+    Readers on several nodes have a channel each; and the notice of a buffer's growth is a message of its own.
+    """
+    parts = getattr(channel, "_channels", (channel,))  # private: one for the readers on each side of a node's border
+    size = serialised.total_bytes + len(serialised.metadata)
+    try:
+        channel.write(serialised, None if deadline.wait_s() is None else deadline.remaining_s())
+    except RayChannelTimeoutError as error:
+        if len(parts) == 1 and size <= at_once_bytes:
+            raise NothingWrittenError(str(error)) from error
+        raise
+
+
+class RayOutput:
+    """An output that comes through a channel of Ray's."""
+
+    def __init__(self, edge: RayEdge) -> None:
+        self.places: list[int] = []
+        self._edge = edge
+
+    def read(self, timeout_s: float) -> Taken:
+        return Taken.from_frame(self._edge.unpack(self._edge.carrier.read(timeout_s)))
+
+
+class ForeignOutput:
+    """An output whose channel is not ours: a value on Ray's memory, or a RayTaskError, of whichever execution."""
+
+    def __init__(self, channel: Any) -> None:
+        self.places: list[int] = []
+        self._channel = channel
+
+    def read(self, timeout_s: float) -> Taken:
+        value = self._channel.read(timeout_s)
+        if isinstance(value, RayTaskError):
+            return Taken(ANY_EXECUTION, encode_failures([capture(value.cause, None, None)]).payload)
+        return Taken(ANY_EXECUTION, None, None, detached(value))
+
+
+def read_in_turn(
+    waiting: Sequence[OutputEnd], deadline: Deadline, slice_s: float
+) -> tuple[list[tuple[OutputEnd, Taken]], RayChannelError | None]:
+    """Read each, waiting a slice of time at most, until one has something; as ``read_wires``."""
+    while True:
+        found: list[tuple[OutputEnd, Taken]] = []
+        for output in waiting:
+            one_go = deadline.remaining_s() if len(waiting) == 1 else deadline.slice_s(slice_s)
+            try:
+                found.append((output, output.read(0 if found else one_go)))
+            except RayChannelTimeoutError:
+                continue
+            except RayChannelError as error:
+                return found, error
+        if found or deadline.remaining_s() == 0:
+            return found, None
+
+
+def input_end(key: int | str | None, channel: Any, buffer_size_bytes: int) -> InputEnd:
+    """Return the driver's end of a channel that it writes."""
+    if isinstance(channel, SocketEdge):
+        return SocketInput(key, channel)
+    if isinstance(channel, RayEdge):
+        return RayInput(key, channel, buffer_size_bytes)
+    return ForeignInput(key, channel, buffer_size_bytes)
+
+
+def output_end(channel: Any, hub: Hub) -> OutputEnd:
+    """Return the driver's end of a channel that it reads, open."""
+    if isinstance(channel, SocketEdge):
+        return SocketOutput(channel, hub)
+    if isinstance(channel, RayEdge):
+        channel.open_reader(hub)
+        return RayOutput(channel)
+    channel.ensure_registered_as_reader()
+    return ForeignOutput(channel)

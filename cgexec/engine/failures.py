@@ -1,0 +1,122 @@
+"""What an error frame carries: why there is no value, told where it happened, passed on untouched.
+
+A method that fails makes a ``Failure``. The stages behind it hand its bytes on without loading the exception, which
+they may not be able to load; where several meet they are put side by side. Only the driver makes exceptions of them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from cgexec.engine.frames import Bytes, Encoded, Kind
+from cgexec.errors import TransferError, UnpicklableExceptionError
+from cgexec.exception_info import ExceptionInfo, qualified_name
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A call in the graph: which host runs it, and which of its methods."""
+
+    host_id: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One reason why an execution has no value here.
+
+    ``transfer`` is empty for an exception that a method raised; else it says what could not be sent or loaded.
+    ``exception`` is a pickled ``ExceptionInfo``.
+    """
+
+    origin: Origin | None
+    transfer: str
+    type_name: str
+    text: str
+    traceback_text: str
+    actor_class: str
+    pid: int
+    node_ip: str
+    exception: bytes
+
+
+def capture(error: Exception, origin: Origin | None, instance: Any, transfer: str = "") -> Failure:
+    """Return ``error`` ready to be sent. ``transfer``: what could not be done, if it is not what a method raised."""
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - a broken __str__ of a user's class must not lose the exception
+        text = f"<its text cannot be had: {type(broken).__name__}>"
+    return Failure(
+        origin=origin,
+        transfer=f"{transfer}: {type(error).__name__}: {text}" if transfer else "",
+        type_name=qualified_name(error),
+        text=text,
+        traceback_text="".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        actor_class=type(instance).__name__,
+        pid=os.getpid(),
+        node_ip=ray.util.get_node_ip_address(),
+        exception=pickle.dumps(ExceptionInfo.ser_exc_info(error)),
+    )
+
+
+def encode_failures(failures: Iterable[Failure]) -> Encoded:
+    """Return ``failures`` as the payload of an error frame; one that arrived by several ways stands once."""
+    return Encoded(Kind.ERROR, pickle.dumps(list(dict.fromkeys(failures))))
+
+
+def decode_failures(payload: Bytes) -> list[Failure]:
+    """Return the failures of an error frame."""
+    failures: list[Failure] = pickle.loads(payload)
+    return failures
+
+
+def _cause(failure: Failure) -> Exception:
+    """Return the exception of ``failure``, or what stands in for one that cannot be loaded here."""
+    stand_in = UnpicklableExceptionError(failure.type_name, failure.text, failure.traceback_text)
+    try:
+        loaded = pickle.loads(failure.exception).ex
+    except Exception:  # noqa: BLE001 - a user's class may raise anything as it is loaded
+        return stand_in
+    return loaded if isinstance(loaded, Exception) else stand_in
+
+
+def as_exception(failure: Failure) -> Exception:
+    """Return ``failure`` as an exception of this process.
+
+    What a method raised becomes what Ray makes of it: an instance of both its own class and ``RayTaskError``, with the
+    remote traceback for a text. What could not be sent or loaded becomes a ``TransferError``.
+    """
+    cause = _cause(failure)
+    if failure.transfer:
+        error: Exception = TransferError(failure.transfer, failure.type_name, failure.text, failure.traceback_text)
+        error.__cause__ = cause
+        return error
+    method = failure.origin.method if failure.origin is not None else "?"
+    # Built around a stand-in: RayTaskError pickles its cause to see whether it can, and that may raise anything.
+    task_error = RayTaskError(
+        method,
+        failure.traceback_text,
+        ValueError(failure.text),
+        proctitle=f"ray::{failure.actor_class}.{method}",
+        pid=failure.pid,
+        ip=failure.node_ip,
+    )
+    task_error.cause = cause
+    task_error.args = (*task_error.args[:2], cause, *task_error.args[3:])
+    dual: Exception = task_error.as_instanceof_cause()
+    return dual
+
+
+def merged(payloads: Sequence[Bytes]) -> Encoded:
+    """Return one error frame's content for the failures of several: as they are if there is only one."""
+    if len(payloads) == 1:
+        return Encoded(Kind.ERROR, bytes(payloads[0]))
+    return encode_failures(failure for payload in payloads for failure in decode_failures(payload))

@@ -1,0 +1,180 @@
+"""What an edge of the graph carries: frames, never bare values.
+
+::
+
+    header (40 bytes)                                    region
+    kind  flags  generation  buffers  segment  execution │ lengths of the buffers │ payload │ buffers, each aligned
+                             payload bytes  region bytes │
+
+A frame says which execution of which generation it belongs to, so that every reader can check it. The buffers of a
+frame that names a segment are not in the region: they lie in that segment of shared memory, in the same order and
+aligned alike (``segments``).
+
+Everything here is a pure function of bytes. What comes in from a peer is checked before a byte of it is believed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+Bytes = bytes | memoryview
+
+HEADER = struct.Struct("<BBxxIIIQQQ")
+ALIGNMENT = 64
+MOST_BUFFERS = 1 << 20
+MOST_BYTES = 1 << 40  # no frame is longer: beyond any machine's memory, below what overflows
+
+_NEW_SEGMENT = 1  # flag: the segment's descriptor comes with this frame
+_PADDING = bytes(ALIGNMENT)
+
+
+class FrameError(Exception):
+    """What was received is no frame."""
+
+
+class Kind(IntEnum):
+    """What a frame carries."""
+
+    VALUE = 1  # a pickled value
+    BYTES = 2  # a ``bytes`` object as it is
+    ERROR = 3  # why there is no value (``failures``)
+    FORGET = 4  # nothing: the segment it names is not used any more
+
+
+_KINDS = frozenset(Kind)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A value ready to be sent: what is pickled, and the buffers that were left out of the pickle."""
+
+    kind: Kind
+    payload: bytes
+    buffers: Sequence[memoryview] = ()
+
+    def buffer_bytes(self) -> int:
+        """Return how much room the buffers take, each aligned."""
+        return sum(aligned(buffer.nbytes) for buffer in self.buffers)
+
+
+@dataclass(slots=True)
+class Header:
+    """The head of a frame, checked."""
+
+    kind: Kind
+    new_segment: bool
+    generation: int
+    num_buffers: int
+    segment: int
+    execution: int
+    payload_bytes: int
+    region_bytes: int
+
+
+@dataclass(slots=True)
+class Frame:
+    """One frame as it arrived."""
+
+    kind: Kind
+    generation: int
+    execution: int
+    payload: Bytes
+    buffers: Sequence[Any] = ()
+
+
+def aligned(num_bytes: int) -> int:
+    """Return ``num_bytes``, rounded up to the alignment of buffers."""
+    return (num_bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+def offsets(start: int, lengths: Sequence[int]) -> list[int]:
+    """Return where each of the buffers of these ``lengths`` begins, the first not before ``start``."""
+    found = []
+    for length in lengths:
+        start = aligned(start)
+        found.append(start)
+        start += length
+    return found
+
+
+def pack(encoded: Encoded, generation: int, execution: int, segment: int = 0, new_segment: bool = False) -> list[Bytes]:
+    """Return the pieces of a frame, in order. With a ``segment`` the buffers are left out: they are in there."""
+    payload = encoded.payload
+    lengths = [buffer.nbytes for buffer in encoded.buffers]
+    if not lengths:
+        head = HEADER.pack(encoded.kind, 0, generation, 0, segment, execution, len(payload), len(payload))
+        return [head + payload] if len(payload) < _JOINED_BYTES else [head, payload]
+    table = struct.pack(f"<{len(lengths)}Q", *lengths)
+    pieces: list[Bytes] = [b"", table, payload]
+    end = len(table) + len(payload)
+    if not segment:
+        for buffer, offset in zip(encoded.buffers, offsets(end, lengths), strict=True):
+            pieces += [_PADDING[: offset - end], buffer]
+            end = offset + buffer.nbytes
+    flags = _NEW_SEGMENT if new_segment else 0
+    pieces[0] = HEADER.pack(encoded.kind, flags, generation, len(lengths), segment, execution, len(payload), end)
+    return [b"".join(pieces)] if end < _JOINED_BYTES else pieces
+
+
+_JOINED_BYTES = 1 << 16  # a frame shorter than this is copied together: one piece is sent faster than several
+
+
+def unpack_header(data: Bytes, start: int = 0) -> Header:
+    """Return the header that begins at ``start`` of ``data``, which holds all of it.
+
+    Raises:
+        FrameError: it is no header that ``pack`` could have written.
+    """
+    kind, flags, generation, num_buffers, segment, execution, payload_bytes, region_bytes = HEADER.unpack_from(
+        data, start
+    )
+    if kind not in _KINDS or flags & ~_NEW_SEGMENT or (flags and not segment):
+        raise FrameError(f"kind {kind}, flags {flags}")
+    if num_buffers > MOST_BUFFERS or region_bytes > MOST_BYTES or 8 * num_buffers + payload_bytes > region_bytes:
+        raise FrameError(f"{num_buffers} buffers and {payload_bytes} bytes in a region of {region_bytes} bytes")
+    return Header(Kind(kind), bool(flags), generation, num_buffers, segment, execution, payload_bytes, region_bytes)
+
+
+def unpack_region(header: Header, region: memoryview, shared: memoryview | None = None) -> Frame:
+    """Return the frame of ``header``; ``shared`` is the memory of the segment that it names.
+
+    Raises:
+        FrameError: the lengths do not fit the region, or the segment.
+    """
+    if not header.num_buffers:
+        if header.payload_bytes != header.region_bytes:
+            raise FrameError("bytes are left over behind the payload")
+        return Frame(header.kind, header.generation, header.execution, region)
+    table_bytes = 8 * header.num_buffers
+    lengths = struct.unpack_from(f"<{header.num_buffers}Q", region)
+    end = table_bytes + header.payload_bytes
+    payload = region[table_bytes:end]
+    where, begin, limit = (region, end, header.region_bytes) if shared is None else (shared, 0, shared.nbytes)
+    starts = offsets(begin, lengths)
+    if starts[-1] + lengths[-1] > limit or max(lengths) > limit:
+        raise FrameError(f"{sum(lengths)} bytes of buffers do not fit into {limit}")
+    buffers = [where[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+    return Frame(header.kind, header.generation, header.execution, payload, buffers)
+
+
+def join(pieces: Sequence[Bytes]) -> bytes:
+    """Return a frame in one piece."""
+    return b"".join(pieces)
+
+
+def unpack(data: bytes) -> Frame:
+    """Return the frame that ``data`` is, all of it.
+
+    Raises:
+        FrameError: it is no frame, or there is more or less of it.
+    """
+    if len(data) < HEADER.size:
+        raise FrameError(f"{len(data)} bytes are shorter than a header")
+    header = unpack_header(data)
+    if header.segment or HEADER.size + header.region_bytes != len(data):
+        raise FrameError(f"a region of {header.region_bytes} bytes in a frame of {len(data)}")
+    return unpack_region(header, memoryview(data)[HEADER.size :])

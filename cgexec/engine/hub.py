@@ -1,0 +1,355 @@
+"""One process's end of one generation of a graph: its listener, its connections, and the thread that tends them.
+
+::
+
+                     ┌──────────────────── hub ────────────────────┐
+    other processes ─┤ listener ─ applicants ─> inlets (edges in)  ├─ read by the actor's loop, or the driver
+                     │                          outlets (edges out)├─ written by it
+                     │ control connection: its end is the message  │
+                     └─ one thread: accepts, sends what had to wait ┘
+
+Ray pickles a graph's channels again and again: what one process keeps of a channel is therefore not in the channel but
+here, under (graph, channel). The listener is open only while the graph is being built. The control connection runs
+from every actor to the driver: its end tells either side that the other has gone, or wants the graph to end, and then
+the hub ends everything that it holds. An idle hub sleeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cgexec.deadline import Deadline
+from cgexec.engine.handshake import Address, Role, connect
+from cgexec.engine.reception import Reception
+from cgexec.engine.segments import SegmentPool
+from cgexec.engine.wire import Wire
+
+_logger = logging.getLogger(__name__)
+
+DRIVER = "driver"
+
+
+class HubClosedError(Exception):
+    """The generation has ended in this process."""
+
+
+@dataclass(frozen=True)
+class GraphKey:
+    """Which graph, and which build of it."""
+
+    graph_id: str
+    generation: int
+
+
+class Inlet:
+    """Where the frames of one channel come in. ``wire`` is set, once, when its writer has connected."""
+
+    def __init__(self) -> None:
+        self.wire: Wire | None = None
+        self.connected = threading.Event()
+
+
+class Hub:
+    """See the module. ``identity`` is the actor's id, or DRIVER; ``secret`` the generation's key.
+
+    ``on_end(hub, identity)`` is called on the hub's thread when a control connection ends that this side did not end;
+    before that the descriptor ``alarm`` becomes readable.
+    """
+
+    def __init__(
+        self,
+        key: GraphKey,
+        secret: bytes,
+        identity: str,
+        node_id: str,
+        *,
+        listen_ip: str | None,
+        pool_bytes: int,
+        on_end: Callable[[Hub, str], None],
+    ) -> None:
+        self.key = key
+        self.identity = identity
+        self.pool = SegmentPool(pool_bytes)
+        self.secret = secret
+        self._node_id = node_id
+        self.on_end = on_end
+        self._lock = threading.Condition()
+        self._closed = False
+        self._inlets: dict[bytes, Inlet] = {}
+        self._shared: dict[bytes, Any] = {}
+        self._closers: list[Callable[[], None]] = []
+        self._wires: list[Wire] = []
+        self._controls: dict[str, Wire] = {}
+        self._tasks_started = 0
+        # For the hub's thread:
+        self._errands: deque[Callable[[], None]] = deque()
+        self._backlogged: set[Wire] = set()
+        self._selector = selectors.DefaultSelector()
+        self._own_descriptors = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+        self.alarm, self._wake = self._own_descriptors
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._reception = Reception(self._selector, node_id, secret, listen_ip, self._admit)
+        self.address = self._reception.address
+        self._thread = threading.Thread(target=self._run, name=f"cgexec-hub-{key.graph_id[:8]}", daemon=True)
+        with _registry_lock:
+            _registry[key, identity] = self
+        self._thread.start()
+
+    # -- called by the process ---------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether the generation has ended here."""
+        return self._closed
+
+    def inlet(self, channel_id: bytes) -> Inlet:
+        """Return the inlet of a channel that this process reads; the same one every time."""
+        with self._lock:
+            return self._inlet_locked(channel_id)
+
+    def connect_edge(self, channel_id: bytes, address: Address, deadline: Deadline) -> Wire:
+        """Return a wire to the reader of a channel that this process writes.
+
+        Raises:
+            HandshakeError: the reader cannot be reached.
+            HubClosedError: the generation has ended.
+        """
+        wire = self._connect(address, Role.EDGE, channel_id, deadline)
+        with self._lock:
+            self._check_open_locked(wire)
+            self._wires.append(wire)
+        return wire
+
+    def connect_control(self, address: Address, deadline: Deadline) -> None:
+        """Open the control connection to the driver; from here on its end ends everything.
+
+        Raises:
+            HandshakeError: the driver cannot be reached.
+            HubClosedError: the generation has ended.
+        """
+        wire = self._connect(address, Role.CONTROL, bytes.fromhex(self.identity), deadline)
+        with self._lock:
+            self._check_open_locked(wire)
+            self._controls[DRIVER] = wire
+        self._ask(lambda: self._watch_control(DRIVER, wire))
+
+    def _connect(self, address: Address, role: Role, name: bytes, deadline: Deadline) -> Wire:
+        if self._closed:
+            raise HubClosedError("the graph has ended in this process")
+        sock = connect(address, self._node_id, self.secret, role, name, deadline)
+        return Wire(sock, self.key.generation, self._send_later)
+
+    def _check_open_locked(self, wire: Wire | None = None) -> None:
+        if self._closed:
+            if wire is not None:
+                wire.shut()
+            raise HubClosedError("the graph has ended in this process")
+
+    def shared(self, channel_id: bytes, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` made of a channel in this process: the same for all copies of the channel.
+
+        Raises:
+            HubClosedError: the generation has ended.
+        """
+        with self._lock:
+            self._check_open_locked()
+            if channel_id not in self._shared:
+                self._shared[channel_id] = make()
+            return self._shared[channel_id]
+
+    def edge_wires(self) -> list[Wire]:
+        """Return the wires that this process writes frames to."""
+        return self._wires
+
+    def close_with(self, closer: Callable[[], None]) -> None:
+        """Call ``closer`` when the hub is shut. Raises HubClosedError if it has been."""
+        with self._lock:
+            self._check_open_locked()
+            self._closers.append(closer)
+
+    def task_started(self) -> None:
+        """Note that one more task of the actor's loop has opened its channels."""
+        with self._lock:
+            self._tasks_started += 1
+            self._lock.notify_all()
+
+    def await_ready(self, num_tasks: int, deadline: Deadline) -> bool:
+        """Wait until so many tasks have started and every inlet is connected; then take no more connections."""
+
+        def ready() -> bool:
+            connected = all(inlet.connected.is_set() for inlet in self._inlets.values())
+            return self._closed or (self._tasks_started >= num_tasks and connected)
+
+        with self._lock:
+            self._lock.wait_for(ready, deadline.wait_s())
+            if self._closed or not ready():
+                return False
+        self._ask(self._reception.close)
+        return True
+
+    def shut(self) -> None:
+        """End everything; idempotent, from any thread, does not wait. Whoever reads or writes is woken."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            closers, self._closers = self._closers, []
+            wires = [*self._wires, *self._controls.values()]
+            wires += [inlet.wire for inlet in self._inlets.values() if inlet.wire is not None]
+            for inlet in self._inlets.values():
+                inlet.connected.set()
+            # A wire is closed when nobody holds it any more; those that wait on one do.
+            self._wires, self._controls, self._inlets, self._shared = [], {}, {}, {}
+            self.on_end = _ignore
+            self._lock.notify_all()
+        with _registry_lock:
+            if _registry.get((self.key, self.identity)) is self:
+                del _registry[self.key, self.identity]
+        for wire in wires:
+            wire.shut()
+        for closer in closers:
+            closer()
+        self._wake_up()
+
+    def has_ended(self, timeout_s: float) -> bool:
+        """Return whether the hub's thread has ended, within ``timeout_s``."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def close_in_child(self) -> None:
+        """Let go of every descriptor, in a forked child: the parent's end must be seen as its end."""
+        for inlet in self._inlets.values():
+            if inlet.wire is not None:
+                inlet.wire.sock.close()
+        for wire in [*self._wires, *self._controls.values()]:
+            wire.sock.close()
+        self._reception.close_in_child()
+        self._closed = True
+
+    def __del__(self) -> None:
+        for descriptor in self._own_descriptors:  # not before: whoever uses one holds the hub
+            os.close(descriptor)
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _ask(self, errand: Callable[[], None]) -> None:
+        """Have the hub's thread do something."""
+        self._errands.append(errand)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _send_later(self, wire: Wire) -> None:
+        self._ask(lambda: self._watch_backlog(wire))
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                for ready, _ in self._selector.select(self._reception.patience_s()):
+                    if ready.fileobj == self._wake:
+                        os.eventfd_read(self._wake)
+                    else:
+                        ready.data(ready.fileobj)
+                while self._errands and not self._closed:
+                    self._errands.popleft()()
+                self._reception.drop_late()
+        except Exception:
+            _logger.exception("the connections of a graph cannot be tended any more")
+            self.shut()
+        finally:
+            self._reception.close()
+            self._selector.close()
+
+    def _admit(self, role: Role, name: bytes, sock: socket.socket) -> None:
+        """Take in a connection that has proved itself."""
+        wire = Wire(sock, self.key.generation, self._send_later)
+        with self._lock:
+            if self._closed:
+                wire.shut()
+                return
+            if role is Role.EDGE:
+                inlet = self._inlet_locked(name)
+                if inlet.wire is not None:  # of the same graph, but nobody connects twice
+                    wire.shut()
+                    return
+                inlet.wire = wire
+                inlet.connected.set()
+                self._lock.notify_all()
+                return
+            self._controls[name.hex()] = wire
+        self._watch_control(name.hex(), wire)
+
+    def _inlet_locked(self, channel_id: bytes) -> Inlet:
+        inlet = self._inlets.get(channel_id)
+        if inlet is None:
+            inlet = self._inlets[channel_id] = Inlet()
+            if self._closed:
+                inlet.connected.set()
+        return inlet
+
+    def _watch_control(self, identity: str, wire: Wire) -> None:
+        def ended(_sock: Any) -> None:
+            self._selector.unregister(wire.sock)
+            if not self._closed:
+                os.eventfd_write(self.alarm, 1)
+                self.on_end(self, identity)
+
+        self._selector.register(wire.sock, selectors.EVENT_READ, ended)
+
+    def _watch_backlog(self, wire: Wire) -> None:
+        """Send on what a wire's writer could not send, whenever the socket takes more."""
+        if wire in self._backlogged or wire.flush():
+            return
+
+        def writable(_sock: Any) -> None:
+            if wire.flush():
+                self._selector.unregister(wire.sock)
+                self._backlogged.discard(wire)
+
+        self._backlogged.add(wire)
+        self._selector.register(wire.sock, selectors.EVENT_WRITE, writable)
+
+
+def _ignore(_hub: Hub, _identity: str) -> None:
+    """Do nothing: this side has ended the graph itself."""
+
+
+# -- the hubs of this process ----------------------------------------------------------------------------------------
+
+_registry: dict[tuple[GraphKey, str], Hub] = {}
+_registry_lock = threading.Lock()
+
+
+def find_hub(key: GraphKey, identity: str | None = None) -> Hub:
+    """Return this process's hub of a generation. Raises HubClosedError if there is none."""
+    with _registry_lock:
+        for (known, whose), hub in _registry.items():
+            if known == key and identity in (None, whose):
+                return hub
+    raise HubClosedError("the graph has ended in this process")
+
+
+def hubs_of(graph_id: str) -> list[Hub]:
+    """Return this process's hubs of a graph, of whichever generation."""
+    with _registry_lock:
+        return [hub for (key, _), hub in _registry.items() if key.graph_id == graph_id]
+
+
+def _after_fork_in_child() -> None:
+    global _registry_lock
+    _registry_lock = threading.Lock()
+    for hub in _registry.values():
+        hub.close_in_child()
+    _registry.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

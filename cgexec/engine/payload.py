@@ -1,0 +1,42 @@
+"""Values to bytes and back.
+
+Arrays and other large buffers stay out of the pickle (protocol 5), so that they are copied once. What is loaded is
+read-only, whatever its size and however it travelled: it may lie in memory that other readers see.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from ray import cloudpickle
+
+from cgexec.engine.frames import Encoded, Frame, Kind
+
+LARGE_BYTES = 1 << 17  # from here on a buffer goes through shared memory where it can
+
+_PLAIN = frozenset({str, int, float, complex, bool, type(None)})  # for which pickle does as cloudpickle, and sooner
+
+
+def encode(value: Any) -> Encoded:
+    """Return ``value`` ready to be sent. Its buffers are views: send them before the value changes.
+
+    Raises whatever the value's own ``__reduce__`` raises, and TypeError or PicklingError for what has none.
+    """
+    kind = type(value)
+    if kind is bytes:
+        if len(value) < LARGE_BYTES:
+            return Encoded(Kind.BYTES, value)
+        return Encoded(Kind.BYTES, b"", (memoryview(value),))
+    if kind in _PLAIN:
+        return Encoded(Kind.VALUE, pickle.dumps(value, 5))
+    buffers: list[pickle.PickleBuffer] = []
+    payload = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return Encoded(Kind.VALUE, payload, [buffer.raw() for buffer in buffers])
+
+
+def decode(frame: Frame) -> Any:
+    """Return the value of a frame of kind VALUE or BYTES. Raises whatever loading it raises."""
+    if frame.kind is Kind.BYTES:
+        return bytes(frame.buffers[0] if frame.buffers else frame.payload)
+    return pickle.loads(frame.payload, buffers=[buffer.toreadonly() for buffer in frame.buffers])

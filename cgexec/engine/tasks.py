@@ -1,0 +1,251 @@
+"""What an actor does for one node of the graph, execution after execution: take the inputs, call the method, put.
+
+::
+
+    take ── every input, before an error counts ──> call ──> put ── to every channel, a value or an error
+      │ executions differ: error                      │ raises: error          │ cannot be sent: error
+
+Ray's own task reads until the first error and leaves the rest to the next execution, which is then given inputs of the
+one before; and what it cannot send ends the actor's loop. Ray makes its tasks by the name ``ExecutableTask``, on the
+thread that compiles: while one of our graphs compiles there, ours stand in for them. They are pickled to the actors
+with the loop, which asks nothing of them but ``prepare``, ``exec_operation``, ``cancel`` and ``destroy_cuda_event``.
+
+Private names used here: ``ExecutableTask`` and its attributes (``input_channels``, ``output_channels``,
+``output_idxs``, ``task_inputs``, ``resolved_kwargs``, ``method_name``), ``_DAGNodeOperationType``, and of a
+``CachedChannel`` its ``_inner_channel`` and ``_num_reads``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.dag import CollectiveOutputNode, compiled_dag_node
+from ray.dag.compiled_dag_node import ExecutableTask
+from ray.dag.dag_node_operation import _DAGNodeOperationType
+from ray.exceptions import RayChannelError, RayTaskError
+from ray.experimental.channel.cached_channel import CachedChannel
+
+from cgexec.engine import payload
+from cgexec.engine.edges import Edge, Taken, Tap
+from cgexec.engine.failures import Origin, as_exception, capture, decode_failures, encode_failures, merged
+from cgexec.engine.frames import Encoded
+from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub
+
+_READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE
+
+
+class _MixedInputsError(Exception):
+    """The inputs of one task belong to different executions."""
+
+
+class _WrongNumberError(Exception):
+    """A method did not return as many values as the graph takes of it."""
+
+
+class _Foreign:
+    """The tap of a channel that is not ours: values without a tag, taken to be of the execution that is due."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def take(self, index: int, _num_readers: int) -> Taken:
+        value = self._channel.read()
+        if isinstance(value, RayTaskError):
+            return Taken(index, encode_failures([capture(value.cause, None, None)]).payload)
+        return Taken(index, None, None, value)
+
+
+def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
+    """Return what to take a task's input from, and how many tasks of the actor take the same."""
+    cached = isinstance(channel, CachedChannel)
+    source = channel._inner_channel if cached else channel
+    if isinstance(source, Edge):
+        return source.open_reader(hub), channel._num_reads if cached else 1
+    channel.ensure_registered_as_reader()
+    return _Foreign(channel), 1
+
+
+class FramedTask(ExecutableTask):
+    """One method of one actor in the graph."""
+
+    def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: Origin) -> None:
+        super().__init__(task, args, kwargs)
+        self._key = key
+        self._origin = origin
+        self._outgoing: list[Any] = self.output_channels
+        self._parts_put: list[Any] = self.output_idxs  # which part of the result goes to which, None for all of it
+        self._num_returns = task.dag_node.num_returns
+        self._taps: list[tuple[Tap | _Foreign, int]] = []
+        self._index = 0
+        self._taken: list[Taken] = []
+        self._execution = 0
+        self._failed: Encoded | None = None
+        self._result: Any = None
+
+    def prepare(self, overlap_gpu_communication: bool = False) -> None:  # noqa: ARG002 - Ray's signature
+        """Open every channel. Called by Ray as the actor's loop starts."""
+        try:
+            hub = find_hub(self._key)
+        except HubClosedError as error:
+            raise RayChannelError(f"Channel closed: {error}") from error
+        for channel in self.output_channels:
+            if isinstance(channel, Edge):
+                channel.open_writer(hub)
+            else:
+                channel.ensure_registered_as_writer()
+        self._taps = [_tap(channel, hub) for channel in self.input_channels]
+        hub.task_started()
+
+    def cancel(self) -> None:
+        """Do nothing: Ray cancels copies, and as soon as an actor has died. The hub ends the real channels."""
+
+    def exec_operation(
+        self,
+        class_handle: Any,
+        op_type: Any,
+        overlap_gpu_communication: bool = False,  # noqa: ARG002
+    ) -> bool:
+        """Do one step of one execution. Returns True when the graph has ended: Ray then leaves the loop."""
+        if op_type is _READ:
+            return self._take()
+        if op_type is _COMPUTE:
+            self._call(class_handle)
+            return False
+        return self._put(class_handle)
+
+    def _take(self) -> bool:
+        try:
+            self._taken = [tap.take(self._index, num_readers) for tap, num_readers in self._taps]
+        except RayChannelError:
+            return True
+        self._index += 1
+        return False
+
+    def _call(self, instance: Any) -> None:
+        taken, self._taken = self._taken, []
+        self._execution = max(each.execution for each in taken)
+        failures = [each.failures for each in taken if each.failures is not None]
+        if failures:
+            self._failed = merged(failures)
+            return
+        try:
+            values = self._values(taken)
+        except Exception as error:  # noqa: BLE001 - a user's class may raise anything as it is loaded
+            self._failed = self._failure(error, instance, f"what {self._name} was to be given cannot be used")
+            return
+        del taken
+        try:
+            arguments = [task_input.resolve(values) for task_input in self.task_inputs]
+            self._result = getattr(instance, self.method_name)(*arguments, **self.resolved_kwargs)
+        except Exception as error:  # noqa: BLE001 - an application error, of whichever class
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
+            self._failed = self._failure(error, instance)
+
+    def _values(self, taken: list[Taken]) -> list[Any]:
+        executions = sorted({each.execution for each in taken})
+        if executions != [self._index - 1]:
+            raise _MixedInputsError(f"execution {self._index - 1} met inputs of {executions}")
+        return [each.value() for each in taken]
+
+    def _put(self, instance: Any) -> bool:
+        result, self._result = self._result, None
+        failed, self._failed = self._failed, None
+        channels = self._outgoing
+        try:
+            if not isinstance(channels[0], Edge):
+                self._put_foreign(result, failed)
+                return False
+            if failed is None:
+                try:
+                    parts = self._parts(result)
+                    encoded = [
+                        payload.encode(part) if channel.has_remote else None
+                        for channel, part in zip(channels, parts, strict=True)
+                    ]
+                except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
+                    name = type(result).__qualname__
+                    failed = self._failure(error, instance, f"what {self._name} returned, a {name}, cannot be sent")
+            if failed is not None:
+                parts, encoded = [None] * len(channels), [failed] * len(channels)
+            for channel, part, each in zip(channels, parts, encoded, strict=True):
+                channel.put(each, part, self._execution)
+        except RayChannelError:
+            return True
+        return False
+
+    def _parts(self, result: Any) -> list[Any]:
+        """Return what each output channel is to carry: the result, or those of its parts that the graph uses."""
+        if self._num_returns == 1:
+            return [result] * len(self.output_channels)
+        if not isinstance(result, (tuple, list)) or len(result) != self._num_returns:
+            found = f"{len(result)} values" if isinstance(result, (tuple, list)) else "one value"
+            raise _WrongNumberError(f"{self._num_returns} values were expected, and {found} came")
+        return [result[index] for index in self._parts_put]
+
+    def _put_foreign(self, result: Any, failed: Encoded | None) -> None:
+        """Write to channels that are not ours: a value, or an error as Ray's own tasks write it."""
+        if failed is None:
+            try:
+                self.output_writer.write(result)
+            except RayChannelError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
+                failed = self._failure(error, None, f"what {self._name} returned cannot be sent")
+            else:
+                return
+        exception = as_exception(decode_failures(failed.payload)[0])
+        if not isinstance(exception, RayTaskError):
+            exception = RayTaskError(self.method_name, str(exception), exception)
+        self.output_writer.write(exception)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.method_name}() of host {self._origin.host_id}"
+
+    def _failure(self, error: Exception, instance: Any, transfer: str = "") -> Encoded:
+        return encode_failures([capture(error, self._origin, instance, transfer)])
+
+
+# -- standing in for Ray's task ----------------------------------------------------------------------------------------
+
+_TASK_NAME = "ExecutableTask"  # of the module that compiles
+_installing = threading.Lock()
+_compiling = threading.local()
+_num_compiling = 0
+
+
+def _make_task(task: Any, args: Any, kwargs: Any) -> Any:
+    """Make a task, as Ray would on any thread but those that compile a graph of ours."""
+    make: Callable[[Any, Any, Any], Any] | None = getattr(_compiling, "make", None)
+    return ExecutableTask(task, args, kwargs) if make is None else make(task, args, kwargs)
+
+
+@contextmanager
+def framed_tasks(key: GraphKey, origin_of: Callable[[Any], Origin]) -> Iterator[None]:
+    """Let the graph that this thread compiles meanwhile be made of framed tasks; ``origin_of(node)`` names each.
+
+    Collectives, and nodes whose values live on an accelerator, keep Ray's own.
+    """
+    global _num_compiling
+
+    def make(task: Any, args: Any, kwargs: Any) -> Any:
+        hints = [task.dag_node.type_hint, *task.arg_type_hints]
+        if isinstance(task.dag_node, CollectiveOutputNode) or any(hint.requires_accelerator() for hint in hints):
+            return ExecutableTask(task, args, kwargs)
+        return FramedTask(task, args, kwargs, key, origin_of(task.dag_node))
+
+    with _installing:
+        _num_compiling += 1
+        setattr(compiled_dag_node, _TASK_NAME, _make_task)
+    _compiling.make = make
+    try:
+        yield
+    finally:
+        del _compiling.make
+        with _installing:
+            _num_compiling -= 1
+            if _num_compiling == 0:
+                setattr(compiled_dag_node, _TASK_NAME, ExecutableTask)

@@ -296,6 +296,9 @@ class GraphCore:
             self._changed.wait_for(lambda: not self._reader.reading, 10 * LONGEST_WAIT_S)
             if self._reader.engine is not engine:
                 return False
+            self._reader.take_arrived()
+            if self._reader.engine is not engine:
+                return False
             self._reader.engine, self._why, self._failure = None, why, why.error
             if self._lifecycle.state is GraphState.READY:
                 self._lifecycle.apply(GraphEvent.SYSTEM_ERROR, time.monotonic(), _one_line(why.error))

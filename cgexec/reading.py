@@ -30,7 +30,7 @@ OnBreak = Callable[[Engine, Exception], None]
 
 def condemn(engine: Engine, error: BaseException, what: str, on_break: OnBreak) -> None:
     """Give up a generation whose channels may have lost their place; raises ``error`` again if it is no Exception."""
-    engine.broken = True
+    engine.broken = engine.condemned = True
     if isinstance(error, Exception):
         on_break(engine, error)
         return
@@ -75,6 +75,14 @@ class Reader:
             if not head.complete:
                 break
         return settled()
+
+    def take_arrived(self) -> None:
+        """Take what arrived before the generation broke: it is an answer, whatever became of its host."""
+        while self.in_flight and self.engine is not None and not self.engine.condemned and not self.reading:
+            head = self.in_flight[0]
+            self._read(0.0)
+            if not head.complete:
+                break
 
     def read_or_wait(self, deadline: Deadline) -> None:
         """Read the oldest execution for a while, or wait for a change if it is not for this thread to read."""

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import ray
 from conftest import eventually, live_actors
@@ -9,7 +10,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from workers import Labelled, Worker, request
 
-from cgexec import GraphExecutor, GraphState, HostGroup, JobPreempted, JobSucceeded, chain, fan_out
+from cgexec import GraphExecutor, GraphState, HostGroup, JobFailed, JobPreempted, JobSucceeded, chain, fan_out
 
 NO_CPUS = {"num_cpus": 0}
 
@@ -120,13 +121,46 @@ def test_a_cluster_gets_one_actor_on_each_node_and_a_lost_node_is_a_preemption(s
             assert [host.failed for host in graph.check_health(5)] == [host == lost_host for host in range(3)]
 
 
-def test_chains_and_scatters_cross_nodes(small, cluster):
-    actors = [
+def several_readers(inp, actors):
+    """One value read by two methods of one actor, by an actor on each other node, and by the driver."""
+    made = actors[0].work.bind(inp)
+    return [made, actors[1].work.bind(made), actors[1].join.bind(made, inp), actors[2].join.bind(inp, made)]
+
+
+def test_every_execution_gets_its_own_large_answer_across_nodes(small, cluster):
+    """A reader on each node, values that no socket takes at once, and errors in between."""
+    actors = one_on_each_node()
+    contents = [np.random.default_rng(number).integers(0, 256, 3_000_000, np.uint8) for number in range(8)]
+    with GraphExecutor(actors, several_readers, config=small) as graph:
+        messages = [
+            (number, {1: ("raise", number)} if number % 3 == 1 else {}, (content,))
+            for number, content in enumerate(contents)
+        ]
+        for number, status in enumerate(graph.map(messages, timeout_s=60)):
+            if number % 3 == 1:
+                assert isinstance(status, JobFailed)
+                assert status.error.cause.args == (number,)
+                assert {failure.host.host_id for failure in status.info.failures} == {1}
+                continue
+            assert isinstance(status, JobSucceeded), status
+            made, one, two, three = (output[2] for output in status.result)
+            assert [output[0] for output in status.result] == [number] * 4
+            for path in (made, one, two[0], two[1], three[0], three[1]):
+                assert (path[0] == contents[number]).all()
+        assert graph.generation == 0
+
+
+def one_on_each_node():
+    return [
         ray.remote(Worker)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
         .remote(label)
         for label, node in enumerate(ray.nodes())
     ]
+
+
+def test_chains_and_scatters_cross_nodes(small, cluster):
+    actors = one_on_each_node()
     with GraphExecutor(actors, chain("work"), config=small) as graph:
         for number, status in enumerate(graph.map(request(n) for n in range(20))):
             assert status.result == (number, {}, (0, 1, 2))

@@ -1,11 +1,15 @@
 """The private names of Ray that cgexec stands on: a new release that changes one of them fails here, by name."""
 
 import inspect
+import re
 
 import pytest
 import ray
 from ray.dag import ClassMethodNode, InputAttributeNode, InputNode, MultiOutputNode, compiled_dag_node
 from ray.dag import context as dag_context
+from ray.dag.dag_node_operation import _DAGNodeOperationType
+from ray.experimental.channel import IntraProcessChannel, SynchronousWriter
+from ray.experimental.channel.cached_channel import CachedChannel
 from ray.experimental.channel.common import ChannelOutputType
 from ray.experimental.channel.shared_memory_channel import CompositeChannel, SharedMemoryType
 from workers import request
@@ -27,8 +31,35 @@ def test_dagcontext_attributes_have_a_default_of_this_name(attribute, constant):
 def test_a_shared_memory_buffer_takes_its_size_from_dagcontext():
     assert "buffer_size_bytes" in inspect.signature(SharedMemoryType).parameters
     assert "ctx.buffer_size_bytes" in inspect.getsource(SharedMemoryType.__init__)
-    parameters = list(inspect.signature(SharedMemoryType.create_channel).parameters)
+
+
+@pytest.mark.parametrize("hint", [ChannelOutputType, SharedMemoryType])
+def test_a_hint_is_asked_for_a_channel_by_writer_and_readers(hint):
+    parameters = list(inspect.signature(hint.create_channel).parameters)
     assert parameters == ["self", "writer", "reader_and_node_list", "driver_actor_id"]
+
+
+def test_ray_makes_and_uses_a_task_as_ours_expects():
+    made = inspect.getsource(compiled_dag_node.CompiledDAG._get_or_compile)
+    assert re.search(r"= ExecutableTask\(\s*task,\s*resolved_args,\s*task\.kwargs,?\s*\)", made)
+    assert list(inspect.signature(compiled_dag_node.ExecutableTask.__init__).parameters) == [
+        "self", "task", "resolved_args", "resolved_kwargs"
+    ]  # fmt: skip
+    for loop in preparation._LOOP_FUNCTIONS:
+        used = set(re.findall(r"task\w*(?:\[[^]]*\])?\.(\w+)\(", inspect.getsource(getattr(compiled_dag_node, loop))))
+        assert used == {"prepare", "exec_operation"}
+    cancelled = inspect.getsource(compiled_dag_node.do_cancel_executable_tasks)
+    assert set(re.findall(r"task\.(\w+)\(", cancelled)) == {"destroy_cuda_event", "cancel"}
+    assert {each.name for each in _DAGNodeOperationType} == {"READ", "COMPUTE", "WRITE"}
+    assert list(inspect.signature(compiled_dag_node.ExecutableTask.exec_operation).parameters) == [
+        "self", "class_handle", "op_type", "overlap_gpu_communication"
+    ]  # fmt: skip
+
+
+def test_a_channel_that_several_tasks_read_wraps_the_real_one():
+    inner = IntraProcessChannel(1)
+    cached = CachedChannel(3, inner)
+    assert (cached._inner_channel, cached._num_reads) == (inner, 3)
 
 
 def test_ray_logs_teardowns_through_the_logger_that_is_filtered():
@@ -55,7 +86,7 @@ def test_nodes_know_their_neighbours_and_their_actor(spawn):
     assert actor._actor_id.hex() in ray._private.state.actors()
 
 
-def test_a_compiled_graph_shows_its_channels_its_loops_and_its_monitor(spawn):
+def test_a_compiled_graph_shows_its_channels_its_tasks_its_loops_and_its_monitor(spawn):
     actors = spawn(2)
     with InputNode() as inp:
         compiled = MultiOutputNode([actor.work.bind(inp) for actor in actors]).experimental_compile()
@@ -64,10 +95,17 @@ def test_a_compiled_graph_shows_its_channels_its_loops_and_its_monitor(spawn):
     assert len(channel._channels) == 1
     assert compiled.idx_to_task[compiled.input_task_idx].output_idxs == [None]
     assert len(compiled.dag_output_channels) == 2
-    assert set(compiled.worker_task_refs) == set(actors)
+    assert set(compiled.worker_task_refs) == set(compiled.actor_to_executable_tasks) == set(actors)
     for (task,) in compiled.actor_to_executable_tasks.values():
+        assert type(task) is compiled_dag_node.ExecutableTask
         assert task.input_channels == [channel]
+        assert (len(task.output_channels), task.output_idxs) == (1, [None])
+        assert [each.resolve([7]) for each in task.task_inputs] == [7]
+        assert (task.method_name, task.resolved_kwargs) == ("work", {})
+        assert isinstance(task.output_writer, SynchronousWriter)
         assert inspect.signature(task.cancel).parameters == {}
+    for end in (compiled._dag_submitter, compiled._dag_output_fetcher):
+        assert inspect.signature(end.close).parameters == {}
     assert compiled._monitor.is_alive()
     assert compiled._proxy_actor._actor_id.hex() in ray._private.state.actors()
     serialised = ray._private.worker.global_worker.get_serialization_context().serialize(request(1))
@@ -75,3 +113,12 @@ def test_a_compiled_graph_shows_its_channels_its_loops_and_its_monitor(spawn):
     channel.write(serialised, 1.0)
     assert [output.read(10.0)[0] for output in compiled.dag_output_channels] == [1, 1]
     compiled.teardown()
+
+
+def test_a_node_knows_how_many_values_its_method_returns(spawn):
+    (actor,) = spawn(1)
+    with InputNode() as inp:
+        assert actor.work.bind(inp).num_returns == 1
+        left, right = actor.two.options(num_returns=2).bind(inp)
+    assert left.class_method_call.num_returns == 2
+    assert (left.output_idx, right.output_idx) == (0, 1)

@@ -124,6 +124,63 @@ class Worker:
         yield message
 
 
+class Stage:
+    """Several methods on one actor, which take messages and note what they were given.
+
+    A message is ``(number, orders, path)``: its unique number, what is to happen where (by ``"label.method"``), and the
+    way it has come.
+    """
+
+    def __init__(self, label: int) -> None:
+        self.label = label
+        self.given: list[tuple[str, list[int]]] = []
+
+    def _run(self, method, *messages):
+        self.given.append((method, [message[0] for message in messages]))
+        number, orders, _ = messages[0]
+        here = f"{self.label}.{method}"
+        order = orders.get(here)
+        if order == "raise":
+            raise ValueError(here, number)
+        if order == "sleep":
+            time.sleep(0.05)
+        if order == "return-a-lock":
+            return threading.Lock()
+        if order == "return-what-cannot-be-loaded":
+            return CannotBeLoaded()
+        return number, orders, (here, *(message[2] for message in messages))
+
+    def f(self, *messages):
+        return self._run("f", *messages)
+
+    def m1(self, *messages):
+        return self._run("m1", *messages)
+
+    def m2(self, *messages):
+        return self._run("m2", *messages)
+
+    def m3(self, *messages):
+        return self._run("m3", *messages)
+
+    def tagged(self, tag, message, *, suffix):
+        number, orders, path = self._run("tagged", message)
+        return number, orders, (tag, suffix, *path)
+
+    def two(self, *messages):
+        whole = self._run("two", *messages)
+        number, orders, path = whole if isinstance(whole, tuple) else (messages[0][0], {}, ())
+        if orders.get(f"{self.label}.two") == "too-few":
+            return (whole,)
+        if orders.get(f"{self.label}.two") == "no-tuple":
+            return number
+        if not isinstance(whole, tuple):
+            return whole, whole
+        return (number, orders, ("left", *path)), (number, orders, ("right", *path))
+
+    def what_was_given(self):
+        return self.given
+
+
 class AsyncWorker:
     """An actor with an asynchronous method, which cannot be part of a graph."""
 

@@ -139,6 +139,7 @@ class CompiledEngine:
     ) -> None:
         self.spec: GraphSpec = bound.spec
         self.broken = False
+        self.condemned = False
         self.session_over = False
         self._compiled = compiled
         self._members = tuple(members)
@@ -314,7 +315,7 @@ class CompiledEngine:
             EngineBrokenError: it belongs to another execution than the one that is due.
         """
         if taken.execution not in (self._num_collected, ANY_EXECUTION):
-            self.broken = True
+            self.broken = self.condemned = True
             what = f"execution {self._num_collected} of this generation met what belongs to {taken.execution}"
             raise EngineBrokenError(RayChannelError(f"{what}, from {port.method}() of host {port.host_id}"))
         if taken.failures is not None:

@@ -119,7 +119,9 @@ class Engine(Protocol):
     Attributes:
         spec: the outside of the graph.
         capacity: how many executions may be sent and not yet fully collected.
-        broken: whether the generation has ended, as far as is known; the caller sets it to condemn the generation.
+        broken: whether the generation has ended, as far as is known; what has arrived can still be collected.
+        condemned: whether what arrives cannot be trusted any more, since a read or a write was cut short; set by the
+            caller, too.
         session_over: whether the generation ended because Ray was shut down: there is nothing left to rebuild with.
         incarnations: for each host, what tells its process from the one that Ray may start in its place.
         node_ids: for each host, the node it is on.
@@ -128,6 +130,7 @@ class Engine(Protocol):
     spec: GraphSpec
     capacity: int
     broken: bool
+    condemned: bool
     session_over: bool
     incarnations: dict[int, str]
     node_ids: dict[int, str]

@@ -47,6 +47,7 @@ class Script:
 
     def __init__(self, *, send: Sequence[object] = (), collect: Sequence[object] = ()) -> None:
         self.broken = False
+        self.condemned = False
         self.sending, self.collecting = list(send), list(collect)
         self.sent: list[Any] = []
 

@@ -22,6 +22,7 @@ class UnfitInput:
     spec = GraphSpec(InputSpec(1, frozenset()), (OutputPort(0, "step"),), returns_list=False)
     capacity = 1
     broken = False
+    condemned = False
 
     def __init__(self, meanwhile: Callable[[], object]) -> None:
         self.meanwhile = meanwhile

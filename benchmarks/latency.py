@@ -70,7 +70,7 @@ def microseconds(call, count):
 
 def measure(shape, num_actors):
     """Return the microseconds of every contestant on one shape. Only one graph spins at a time."""
-    taken = {"classic": [], "raw": [], "cgexec": []}
+    taken = {"classic": [], "raw": [], "cgexec, socket": [], "cgexec, ray": []}
     actors = [Echo.remote() for _ in range(num_actors)]
     for _ in range(ROUNDS):
         call = classic(shape, actors)
@@ -80,9 +80,10 @@ def measure(shape, num_actors):
         microseconds(call, WARM_UP)
         taken["raw"] += microseconds(call, CALLS)
         end()
-        with GraphExecutor(actors, shape("echo"), config=GraphConfig()) as graph:
-            microseconds(graph.execute, WARM_UP)
-            taken["cgexec"] += microseconds(graph.execute, CALLS)
+        for transport in ("socket", "ray"):
+            with GraphExecutor(actors, shape("echo"), config=GraphConfig(transport=transport)) as graph:
+                microseconds(graph.execute, WARM_UP)
+                taken[f"cgexec, {transport}"] += microseconds(graph.execute, CALLS)
     for actor in actors:
         ray.kill(actor)
     return taken

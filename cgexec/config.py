@@ -31,7 +31,8 @@ class GraphConfig:
         teardown_timeout_s: how long an actor may take to leave the graph before it counts as stuck and is killed.
         build_timeout_s: how long preparing the actors and compiling may take, the constructors of the actors included.
         max_inflight: how many executions may be sent and not yet settled.
-        buffer_size_bytes: the first size of each of Ray's shared-memory buffers; they grow by themselves.
+        buffer_size_bytes: with the "ray" transport, the first size of each of Ray's shared-memory buffers; they grow by
+            themselves.
         read_iteration_timeout_s: while several outputs are awaited, each is looked at for this long in turn.
         max_buffered_results: handed to Ray; cgexec keeps no results on Ray's side.
         overlap_gpu_communication: handed to Ray.

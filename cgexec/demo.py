@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 
-from cgexec.config import GraphConfig
 from cgexec.executor import GraphExecutor
 from cgexec.hosts import HostGroup
 from cgexec.lifecycle import GraphState
@@ -22,7 +21,6 @@ from cgexec.status import ExecutionInfo, JobFailed, JobPreempted, JobStatus, Job
 from cgexec.supervision import remote_traceback
 
 _OBJECT_STORE_BYTES = 200_000_000
-_BUFFER_BYTES = 20_000
 _REBUILD_TIMEOUT_S = 60.0
 
 
@@ -99,10 +97,9 @@ def run(num_hosts: int, address: str | None, verbose: bool) -> int:
     report = Report(verbose)
     with ray_session(address, num_hosts):
         print(f"starting {num_hosts} hosts and compiling a graph over them")
-        config = GraphConfig(buffer_size_bytes=_BUFFER_BYTES)
         with (
             HostGroup.spawn(DemoWorker, num_hosts=num_hosts, actor_options={"num_cpus": 0}) as hosts,
-            GraphExecutor(hosts, _on_every_host, name="demo", config=config) as graph,
+            GraphExecutor(hosts, _on_every_host, name="demo") as graph,
         ):
             _good_and_bad(graph, num_hosts, report)
             _lose_a_host(graph, num_hosts, report)

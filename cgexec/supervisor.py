@@ -259,16 +259,15 @@ class Supervisor:
 
         An actor that Ray has restarted is alive and stays, but the host it was is lost: its state is gone.
         """
-        reports = probe(members, self._policy.probe_timeout_s)
+        asked = [member for member in members if member.info.host_id not in stuck]
+        reports = probe(asked, self._policy.probe_timeout_s)
         lost, alive = [], set()
         for member in members:
             host_id = member.info.host_id
-            reply = reports[host_id]
+            reply = reports.get(host_id) or stuck[host_id]
             cause: Exception | None = None
-            if host_id in stuck:
-                cause = stuck[host_id]
-            elif not isinstance(reply, ActorReport):
-                cause = losses.get(host_id, reply)
+            if not isinstance(reply, ActorReport):
+                cause = stuck.get(host_id) or losses.get(host_id, reply)
             else:
                 alive.add(host_id)
                 if reply.incarnation != self._incarnations.get(host_id, reply.incarnation):

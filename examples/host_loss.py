@@ -9,7 +9,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 
-from cgexec import GraphConfig, GraphExecutor, JobPreempted, JobSucceeded, fan_out
+from cgexec import GraphExecutor, JobPreempted, JobSucceeded, fan_out
 
 
 @ray.remote(num_cpus=0)
@@ -21,7 +21,7 @@ class EchoActor:
 def main() -> None:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     actors = [EchoActor.remote() for _ in range(4)]
-    with GraphExecutor(actors, fan_out("echo"), name="echo", config=GraphConfig(buffer_size_bytes=20_000)) as graph:
+    with GraphExecutor(actors, fan_out("echo"), name="echo") as graph:
         print(graph.execute("ping").result)
 
         ray.kill(actors[0])  # returns before the actor is dead: the next answers may still come from all four

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
-from cgexec import GraphConfig, GraphExecutor, JobPreempted, JobSucceeded
+from cgexec import GraphExecutor, JobPreempted, JobSucceeded
 
 STAGE_OF_HOST = (0, 0, 1, 1)
 LANES = 2
@@ -101,9 +101,8 @@ def main() -> None:
     layers, images, classes, expected = train()
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     actors = [Stage.remote(*layers[stage], last=stage == len(layers) - 1) for stage in STAGE_OF_HOST]
-    config = GraphConfig(buffer_size_bytes=20_000)
-    with GraphExecutor(actors, build, name="digits", config=config) as graph:
-        graph.execute(images[0], images[1])  # the first execution connects everything
+    with GraphExecutor(actors, build, name="digits") as graph:
+        graph.execute(images[0], images[1])  # the first execution warms everything up
         served, latencies, resent = serve(graph, images, options.kill_after)
         hosts = [host.host_id for host in graph.hosts]
         print(f"{len(served)} images, {resent} pairs resent, generation {graph.generation}, hosts {hosts}")

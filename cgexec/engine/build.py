@@ -16,7 +16,8 @@ from cgexec.classify import Place, Verdict, classify, is_failed_constructor
 from cgexec.config import Transport
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
-from cgexec.engine.compiled import CompiledEngine, compile_graph
+from cgexec.engine.compilation import compile_graph
+from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.edges import RayHint, SocketHint, actor_name
 from cgexec.engine.graph_spec import BoundGraph, bind_graph
 from cgexec.engine.handshake import new_key

@@ -13,10 +13,7 @@ Private names used here, on an object of ``ray.dag.CompiledDAG``:
                                  that is listed twice
 ``actor_to_executable_tasks``    the tasks of each actor's loop
 ``worker_task_refs``             a reference to each actor's loop: it ends when, and as, the loop ends
-``_dag_submitter``,              Ray's own ends of the channels, which its teardown closes before what has arrived is
-``_dag_output_fetcher``          read; replaced on the object
 ``teardown``                     called by ``ray.shutdown()`` on every graph; replaced on the object
-``_monitor``                     Ray's thread that tears the graph down when a loop ends; its log is silenced
 ``_proxy_actor``                 an actor of Ray's own, one for each compile, which otherwise lives until garbage
                                  collection
 ===============================  ============================================================================
@@ -26,15 +23,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayChannelError, RayChannelTimeoutError
-from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
@@ -49,9 +44,9 @@ from cgexec.engine.driver_ends import (
     read_in_turn,
     read_wires,
 )
-from cgexec.engine.edges import Edge, Taken, actor_name, give_hints
+from cgexec.engine.edges import Taken, actor_name
 from cgexec.engine.failures import Origin, as_exception, capture, decode_failures
-from cgexec.engine.graph_spec import BoundGraph, actor_of
+from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
 from cgexec.engine.preparation import ActorReport, await_loops, call_out, release
 from cgexec.engine.protocol import (
@@ -65,63 +60,25 @@ from cgexec.engine.protocol import (
     OutputValue,
     SendTimeoutError,
 )
-from cgexec.engine.tasks import FramedTask, framed_tasks
+from cgexec.engine.tasks import FramedTask
 from cgexec.engine.teardown_noise import hush
 from cgexec.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
+_UNREACHABLE_S = 0.5  # for Ray to notice the end of a process that has gone
 _SHUTDOWN_TEARDOWN_S = 1.0
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 
 
-class _Closed:
-    """In the place of the driver's ends as Ray made them."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-def compile_graph(
-    bound: BoundGraph, members: Sequence[Member], settings: Settings, hub: Hub, hint: ChannelOutputType
-) -> Any:
-    """Return Ray's compiled graph. Blocks without a bound if an actor is stopped meanwhile."""
-    host_ids = {member.actor: member.info.host_id for member in members}
-
-    def origin_of(node: Any) -> Origin:
-        return Origin(host_ids[actor_of(node)], node.get_method_name())
-
-    give_hints(bound.nodes, hint)
-    with _loops_without_retries(bound), framed_tasks(hub.key, origin_of):
-        compiled = bound.root.experimental_compile(
-            _submit_timeout=settings.submit_timeout_s.value,
-            _max_inflight_executions=settings.max_inflight.value,
-            _max_buffered_results=settings.max_buffered_results.value,
-            _overlap_gpu_communication=settings.overlap_gpu_communication.value,
-        )
-    compiled._dag_submitter = compiled._dag_output_fetcher = _Closed()
-    hush(compiled._monitor)
-    return compiled
-
-
-@contextmanager
-def _loops_without_retries(bound: BoundGraph) -> Iterator[None]:
-    """Let no loop that is submitted meanwhile be retried.
-
-    Ray retries the tasks of an actor with ``max_task_retries`` after a restart, the loop included: in a process that
-    never opened its channels, with nobody told of the death.
-    """
-    handles = {id(handle): handle for node in bound.nodes if (handle := actor_of(node)) is not None}
-    shells = [handle._method_shells["__ray_call__"] for handle in handles.values()]
-    before = [shell._max_task_retries for shell in shells]
-    for shell in shells:
-        shell._max_task_retries = 0
-    try:
-        yield
-    finally:
-        for shell, retries in zip(shells, before, strict=True):
-            shell._max_task_retries = retries
+def bare(error: Exception) -> Exception:
+    """Return ``error`` without tracebacks: it may be kept for long, and their frames hold channels."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 class CompiledEngine:
@@ -152,11 +109,9 @@ class CompiledEngine:
         self._on_loop_end = on_loop_end
 
         self._input_channels = compiled.dag_input_channels
-        keys = compiled.idx_to_task[compiled.input_task_idx].output_idxs
-        buffer_size_bytes = settings.buffer_size_bytes.value
-        self._inputs: list[InputEnd] = [
-            input_end(key, channel, buffer_size_bytes) for key, channel in zip(keys, self._input_channels, strict=True)
-        ]
+        self._input_keys = compiled.idx_to_task[compiled.input_task_idx].output_idxs
+        self._buffer_size_bytes = settings.buffer_size_bytes.value
+        self._inputs: list[InputEnd] = []
         self._outputs: list[OutputEnd] = []
         self._over_wires = False
         self._num_sent = 0
@@ -241,9 +196,10 @@ class CompiledEngine:
         """
         deadline = Deadline.after(timeout_s)
         try:
-            for channel in self._input_channels:
-                if isinstance(channel, Edge):
-                    channel.open_writer(self._hub)
+            self._inputs = [
+                input_end(key, channel, self._hub, self._buffer_size_bytes)
+                for key, channel in zip(self._input_keys, self._input_channels, strict=True)
+            ]
             members = [member for member in self._members if member.info.host_id in self._loops]
             replies = await_loops(members, self._hub.key, self._num_tasks, deadline.remaining_s())
             ready = all(reply is True for reply in replies.values()) and self._hub.await_ready(0, deadline)
@@ -280,7 +236,7 @@ class CompiledEngine:
             except (RayChannelError, RayChannelTimeoutError) as error:
                 # Some readers have the input and some may not.
                 self.broken = True
-                raise EngineBrokenError(error, sent=True) from error
+                raise EngineBrokenError(bare(error), sent=True) from None
         self._num_sent += 1
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
@@ -296,7 +252,7 @@ class CompiledEngine:
                 failed = failed or isinstance(output, OutputError)
             if error is not None:
                 self.broken = True
-                raise EngineBrokenError(error)
+                raise EngineBrokenError(bare(error))
             if None in outputs and (failed or (not found and (self.broken or deadline.remaining_s() == 0))):
                 return
         self._num_collected += 1
@@ -389,9 +345,13 @@ class CompiledEngine:
         except Exception:
             _logger.exception("the teardown of a compiled graph did not end well")
         ray.kill(self._compiled._proxy_actor)
+        self._inputs, self._outputs, self._input_channels = [], [], []  # the last to hold their connections
         release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
         reason = "was still in the graph when its teardown had to end, and was killed"
-        return {m.info.host_id: RayChannelTimeoutError(f"host {m.info.host_id} {reason}") for m in stuck}
+        return {
+            host_id: self._unreachable.get(host_id) or RayChannelTimeoutError(f"host {host_id} {reason}")
+            for host_id in (member.info.host_id for member in stuck)
+        }
 
     def _tear_down_ray(self) -> None:
         hush(threading.current_thread())
@@ -408,9 +368,19 @@ class CompiledEngine:
         self.tear_down(_SHUTDOWN_TEARDOWN_S)
 
     def _await_loops_end(self) -> None:
+        """Wait for every loop to end, as long as it may take; but not long for one whose process has gone already.
+
+        Ray may not see that for as long as a child that the process forked lives.
+        """
+        unreachable_by = Deadline.after(_UNREACHABLE_S)
         with self._loops_changed:
-            while len(self._ended) < len(self._loops) and self._leave_by.remaining_s() > 0:
-                self._loops_changed.wait(self._leave_by.slice_s(threading.TIMEOUT_MAX))
+            while (running := self._loops.keys() - self._ended.keys()) and self._leave_by.remaining_s() > 0:
+                if running <= self._unreachable.keys():
+                    if unreachable_by.remaining_s() == 0:
+                        return
+                    self._loops_changed.wait(min(unreachable_by.remaining_s(), self._leave_by.remaining_s()))
+                else:
+                    self._loops_changed.wait(self._leave_by.slice_s(threading.TIMEOUT_MAX))
 
     def _is_running(self, member: Member) -> bool:
         host_id = member.info.host_id

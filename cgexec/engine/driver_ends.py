@@ -17,7 +17,7 @@ from ray.exceptions import RayChannelError, RayChannelTimeoutError, RayTaskError
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.detach import detached
-from cgexec.engine.edges import RayEdge, SocketEdge, Taken
+from cgexec.engine.edges import Outlet, RayEdge, SocketEdge, Taken
 from cgexec.engine.failures import capture, encode_failures
 from cgexec.engine.frames import Encoded
 from cgexec.engine.hub import Hub
@@ -61,15 +61,15 @@ class OutputEnd(Protocol):
 class SocketInput:
     """An input that goes over wires: never waits."""
 
-    def __init__(self, key: int | str | None, edge: SocketEdge) -> None:
+    def __init__(self, key: int | str | None, outlet: Outlet) -> None:
         self.key = key
-        self._edge = edge
+        self._outlet = outlet
 
     def encode(self, value: Any) -> Encoded:
         return payload.encode(value)
 
     def write(self, encoded: Encoded, execution: int, deadline: Deadline, *, first: bool) -> None:  # noqa: ARG002
-        self._edge.put(encoded, None, execution)
+        self._outlet.put(encoded, None, execution)
 
 
 class SocketOutput:
@@ -226,11 +226,12 @@ def read_in_turn(
             return found, None
 
 
-def input_end(key: int | str | None, channel: Any, buffer_size_bytes: int) -> InputEnd:
-    """Return the driver's end of a channel that it writes."""
+def input_end(key: int | str | None, channel: Any, hub: Hub, buffer_size_bytes: int) -> InputEnd:
+    """Return the driver's end of a channel that it writes, open. Raises RayChannelError if no reader is there."""
     if isinstance(channel, SocketEdge):
-        return SocketInput(key, channel)
+        return SocketInput(key, channel.open_writer(hub))
     if isinstance(channel, RayEdge):
+        channel.open_writer(hub)
         return RayInput(key, channel, buffer_size_bytes)
     return ForeignInput(key, channel, buffer_size_bytes)
 

@@ -20,7 +20,8 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from ray.dag import DAGContext
@@ -93,6 +94,17 @@ class Tap:
         return taken
 
 
+class Outlet(Protocol):
+    """One process's writing end of an edge."""
+
+    def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
+        """Write to every reader: ``encoded`` to other processes, ``value`` itself to this one.
+
+        Raises:
+            RayChannelError: the graph has ended.
+        """
+
+
 class Edge(ChannelInterface):
     """A channel of frames. Pickled by Ray to every process that uses it; what a process keeps of it is in its hub."""
 
@@ -101,7 +113,6 @@ class Edge(ChannelInterface):
         self.channel_id = channel_id
         self.writer = writer
         self.has_local = has_local
-        self._writing: Any = None
         self._num_read = self._num_written = 0
 
     # -- for our own tasks -------------------------------------------------------------------------------------------
@@ -111,56 +122,46 @@ class Edge(ChannelInterface):
         """Whether another process reads the edge."""
         raise NotImplementedError
 
-    def open_writer(self, hub: Hub) -> None:
-        """Be ready to write. Raises RayChannelError if a reader cannot be reached."""
-        raise NotImplementedError
+    def open_writer(self, hub: Hub) -> Outlet:
+        """Return the outlet of this process. Raises RayChannelError if the graph has ended or no reader is there."""
+        with _ending_as_ray_says():
+            return self._outlet(hub, _queue(hub, self) if self.has_local else None)
 
     def open_reader(self, hub: Hub) -> Tap:
         """Return the tap of this process. Raises RayChannelError if the graph has ended."""
-        try:
+        with _ending_as_ray_says():
             here = self.writer == hub.identity
             tap: Tap = hub.shared(self.channel_id, lambda: Tap(_queue(hub, self) if here else self._incoming(hub)))
-        except HubClosedError as error:
-            raise RayChannelError(f"Channel closed: {error}") from error
-        return tap
+            return tap
 
-    def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
-        """Write to every reader: ``encoded`` to other processes, ``value`` itself to this one. Does not wait long.
-
-        Raises:
-            RayChannelError: the graph has ended.
-        """
+    def _outlet(self, hub: Hub, queue: _Queue | None) -> Outlet:
         raise NotImplementedError
 
     def _incoming(self, hub: Hub) -> Incoming:
         raise NotImplementedError
 
-    def _put_here(self, encoded: Encoded | None, value: Any, execution: int) -> None:
-        if self.has_local:
-            failures = encoded.payload if encoded is not None and encoded.kind is Kind.ERROR else None
-            try:
-                _queue(find_hub(self.key), self).append(Taken(execution, failures, None, value))
-            except HubClosedError as error:
-                raise RayChannelError(f"Channel closed: {error}") from error
-
     # -- for tasks of Ray's own: those that hold tensors on an accelerator, and collectives ----------------------------
 
     def read(self, timeout: float | None = None) -> Any:  # noqa: ARG002 - Ray's signature
         """Return the next value, or a RayTaskError. Waits for it whatever ``timeout`` says, as such tasks want."""
-        taken = self.open_reader(find_hub(self.key)).take(self._num_read, 1)
+        taken = self.open_reader(self._hub()).take(self._num_read, 1)
         self._num_read += 1
         return taken.value() if taken.failures is None else as_exception(decode_failures(taken.failures)[0])
 
     def write(self, value: Any, timeout: float | None = None) -> None:  # noqa: ARG002 - Ray's signature
         """Write ``value``, or a RayTaskError, as what this writer wrote ``n``-th."""
-        hub = find_hub(self.key)
-        self.open_writer(hub)
+        hub = self._hub()
+        outlet: Outlet = hub.shared(self.channel_id + b"written", lambda: self.open_writer(hub))
         if isinstance(value, RayTaskError):
             encoded = encode_failures([capture(value.cause, None, None)])
         else:
             encoded = payload.encode(value)
-        self.put(encoded, value, self._num_written)
+        outlet.put(encoded, value, self._num_written)
         self._num_written += 1
+
+    def _hub(self) -> Hub:
+        with _ending_as_ray_says():
+            return find_hub(self.key)
 
     def ensure_registered_as_writer(self) -> None:
         """Do nothing: opening may take a while, and is done where that is bounded."""
@@ -172,8 +173,21 @@ class Edge(ChannelInterface):
         """Do nothing: see the module."""
 
 
+@contextmanager
+def _ending_as_ray_says() -> Iterator[None]:
+    """Raise RayChannelError, at which Ray leaves an actor's loop, for an end of the graph in our terms."""
+    try:
+        yield
+    except (HubClosedError, HandshakeError, WireClosedError) as error:
+        raise RayChannelError(f"Channel closed: {error}") from error
+
+
 class _Queue(deque[Taken]):
     """An edge between two tasks of one actor: Ray runs the one that writes before the one that reads."""
+
+    def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
+        failures = encoded.payload if encoded is not None and encoded.kind is Kind.ERROR else None
+        self.append(Taken(execution, failures, None, value))
 
     def next(self) -> Taken:
         if not self:
@@ -200,13 +214,50 @@ class _FromWire:
         if wire is None:
             self._inlet.connected.wait()
             wire = self._inlet.wire
-        try:
-            frame = wire.receive(block=True) if wire is not None else None
-        except WireClosedError as error:
-            raise RayChannelError(f"Channel closed: {error}") from error
-        if frame is None:
+        if wire is None:
             raise RayChannelError("Channel closed: the graph has ended in this process")
+        with _ending_as_ray_says():
+            frame = wire.receive(block=True)
+        if frame is None:
+            raise RayChannelError("Channel closed: nothing came")
         return Taken.from_frame(frame)
+
+
+class _SocketOutlet:
+    """A wire to each process that reads the edge, and the queue of those that read it here."""
+
+    def __init__(self, hub: Hub, wires: Sequence[Wire], queue: _Queue | None) -> None:
+        self._hub = hub
+        self._wires = wires
+        self._queue = queue
+        self._any_near = any(wire.passes_descriptors for wire in wires)
+
+    def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
+        if self._queue is not None:
+            self._queue.put(encoded, value, execution)
+        if encoded is None:
+            return
+        with _ending_as_ray_says():
+            segment = self._share(encoded) if encoded.buffers and self._any_near else None
+            for wire in self._wires:
+                wire.send(encoded, execution, segment if wire.passes_descriptors else None)
+
+    def _share(self, encoded: Encoded) -> Segment | None:
+        """Return a segment that holds the buffers of ``encoded``; None where the stream is better, or all there is."""
+        size = encoded.buffer_bytes()
+        if size < payload.LARGE_BYTES:
+            return None
+        pool = self._hub.pool
+        for wire in self._hub.edge_wires():
+            for number in wire.take_releases():
+                pool.released(number)
+        segment, given_up = pool.take(size)
+        for number in given_up:
+            for wire in self._hub.edge_wires():
+                wire.forget(number)
+        if segment is not None:
+            segment.write(encoded.buffers)
+        return segment
 
 
 class SocketEdge(Edge):
@@ -225,47 +276,13 @@ class SocketEdge(Edge):
     def has_remote(self) -> bool:
         return bool(self._addresses)
 
-    def open_writer(self, hub: Hub) -> None:
-        if self._writing is not None:
-            return
+    def _outlet(self, hub: Hub, queue: _Queue | None) -> Outlet:
         deadline = Deadline.after(CONNECT_S)
-        try:
-            wires = [hub.connect_edge(self.channel_id, address, deadline) for address in self._addresses]
-        except (HandshakeError, HubClosedError) as error:
-            raise RayChannelError(f"an edge of the graph cannot be opened: {error}") from error
-        self._writing = (hub, wires)
+        wires = [hub.connect_edge(self.channel_id, address, deadline) for address in self._addresses]
+        return _SocketOutlet(hub, wires, queue)
 
     def _incoming(self, hub: Hub) -> Incoming:
         return _FromWire(hub, self.channel_id)
-
-    def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
-        self._put_here(encoded, value, execution)
-        if encoded is None:
-            return
-        hub, wires = self._writing
-        try:
-            segment = _share(hub, wires, encoded) if encoded.buffers else None
-            for wire in wires:
-                wire.send(encoded, execution, segment if wire.passes_descriptors else None)
-        except WireClosedError as error:
-            raise RayChannelError(f"Channel closed: {error}") from error
-
-
-def _share(hub: Hub, wires: Sequence[Wire], encoded: Encoded) -> Segment | None:
-    """Return a segment that holds the buffers of ``encoded``; None where the stream is better, or all there is."""
-    size = encoded.buffer_bytes()
-    if size < payload.LARGE_BYTES or not any(wire.passes_descriptors for wire in wires):
-        return None
-    for wire in hub.edge_wires():
-        for number in wire.take_releases():
-            hub.pool.released(number)
-    segment, given_up = hub.pool.take(size)
-    for number in given_up:
-        for wire in hub.edge_wires():
-            wire.forget(number)
-    if segment is not None:
-        segment.write(encoded.buffers)
-    return segment
 
 
 # -- Ray's own channels ------------------------------------------------------------------------------------------------
@@ -279,6 +296,20 @@ class _FromRay:
 
     def next(self) -> Taken:
         return Taken.from_frame(self._edge.unpack(self._edge.carrier.read()))
+
+
+class _RayOutlet:
+    """A channel of Ray's to the processes that read the edge, and the queue of those that read it here."""
+
+    def __init__(self, edge: RayEdge, queue: _Queue | None) -> None:
+        self._edge = edge
+        self._queue = queue
+
+    def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
+        if self._queue is not None:
+            self._queue.put(encoded, value, execution)
+        if encoded is not None and self._edge.carrier is not None:
+            self._edge.carrier.write(self._edge.tagged(encoded, execution))
 
 
 class RayEdge(Edge):
@@ -296,25 +327,17 @@ class RayEdge(Edge):
     def has_remote(self) -> bool:
         return self.carrier is not None
 
-    def open_writer(self, hub: Hub) -> None:
-        if self.carrier is not None and self._writing is None:
+    def _outlet(self, hub: Hub, queue: _Queue | None) -> Outlet:
+        if self.carrier is not None:
             self.carrier.ensure_registered_as_writer()
-            try:
-                hub.close_with(self.carrier.close)
-            except HubClosedError as error:
-                raise RayChannelError(f"Channel closed: {error}") from error
-            self._writing = hub
+            hub.close_with(self.carrier.close)
+        return _RayOutlet(self, queue)
 
     def _incoming(self, hub: Hub) -> Incoming:
         # Now, not at the first read: Ray aborts the process if the channel's writer has died by then.
         self.carrier.ensure_registered_as_reader()
         hub.close_with(self.carrier.close)
         return _FromRay(self)
-
-    def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
-        self._put_here(encoded, value, execution)
-        if encoded is not None and self.carrier is not None:
-            self.carrier.write(self.tagged(encoded, execution))
 
     def tagged(self, encoded: Encoded, execution: int) -> bytes:
         """Return the bytes to write."""

@@ -208,7 +208,7 @@ class Hub:
                 inlet.connected.set()
             # A wire is closed when nobody holds it any more; those that wait on one do.
             self._wires, self._controls, self._inlets, self._shared = [], {}, {}, {}
-            self.on_end = _ignore
+            self.on_end, self.pool = _ignore, SegmentPool(0)
             self._lock.notify_all()
         with _registry_lock:
             if _registry.get((self.key, self.identity)) is self:

@@ -26,6 +26,10 @@ _BACKLOG = 128
 _ACCEPT_PAUSE_S = 0.05
 
 
+def _nobody(_role: Role, _name: bytes, sock: socket.socket) -> None:
+    sock.close()
+
+
 class Reception:
     """The listeners of one process, tended by the thread that waits on ``selector``: no other may call anything here.
 
@@ -73,6 +77,7 @@ class Reception:
 
     def close(self) -> None:
         """Take no more connections, and drop those that have not proved themselves."""
+        self._admit = _nobody  # and hold the hub no longer
         while self._listeners:
             listener = self._listeners.pop()
             self._selector.unregister(listener)

@@ -20,8 +20,8 @@ import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -103,15 +103,22 @@ def _rounded(num_bytes: int) -> int:
     return (aligned(num_bytes) + step - 1) // step * step
 
 
-class _Release(weakref.ref[Any]):
-    """Tells the writer when the last array over one frame's buffers has gone."""
+class Teller(Protocol):
+    """Who can tell the writer of a segment that a frame's buffers are not used any more."""
 
-    __slots__ = ("key", "number", "pid", "tell")
+    def tell_released(self, number: int) -> None:
+        """Do so, without locks and without waiting."""
+
+
+class _Release(weakref.ref[Any]):
+    """Tells the writer when the last array over one frame's buffers has gone, if there still is a way to tell."""
+
+    __slots__ = ("key", "number", "pid", "teller")
 
     key: int
     number: int
     pid: int
-    tell: Callable[[int], None]
+    teller: weakref.ref[Teller]
 
 
 _keys = itertools.count()
@@ -122,15 +129,19 @@ def _gone(release: weakref.ref[Any]) -> None:
     """Answer for an array that has gone. Called wherever and whenever that is: takes no locks, and never blocks."""
     if isinstance(release, _Release):
         _waiting.pop(release.key, None)
-        if release.pid == os.getpid():  # not in a forked child, whose parent still has the array
-            release.tell(release.number)
+        teller = release.teller()
+        if teller is not None and release.pid == os.getpid():  # not in a forked child: its parent has the array still
+            teller.tell_released(release.number)
 
 
 class Mappings:
-    """The segments of one writer, as one reader sees them. ``tell(number)`` is called for each frame that is gone."""
+    """The segments of one writer, as one reader sees them. ``teller`` is told of each frame that is gone.
 
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self._tell = tell
+    It is not kept alive: arrays that somebody keeps must not keep a connection open.
+    """
+
+    def __init__(self, teller: Teller) -> None:
+        self._teller = weakref.ref(teller)
         self._mapped: dict[int, mmap.mmap] = {}
 
     def add(self, number: int, descriptor: int) -> None:
@@ -147,7 +158,7 @@ class Mappings:
         """Return the memory of a segment for one frame. Raises KeyError if it was never added."""
         lease: Any = np.frombuffer(self._mapped[number], np.uint8)
         release = _Release(lease, _gone)
-        release.key, release.number, release.pid, release.tell = next(_keys), number, os.getpid(), self._tell
+        release.key, release.number, release.pid, release.teller = next(_keys), number, os.getpid(), self._teller
         _waiting[release.key] = release
         return memoryview(lease)
 

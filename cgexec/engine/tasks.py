@@ -29,7 +29,7 @@ from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.cached_channel import CachedChannel
 
 from cgexec.engine import payload
-from cgexec.engine.edges import Edge, Taken, Tap
+from cgexec.engine.edges import Edge, Outlet, Taken, Tap
 from cgexec.engine.failures import Origin, as_exception, capture, decode_failures, encode_failures, merged
 from cgexec.engine.frames import Encoded
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub
@@ -78,6 +78,7 @@ class FramedTask(ExecutableTask):
         self._outgoing: list[Any] = self.output_channels
         self._parts_put: list[Any] = self.output_idxs  # which part of the result goes to which, None for all of it
         self._num_returns = task.dag_node.num_returns
+        self._outlets: list[Outlet] = []
         self._taps: list[tuple[Tap | _Foreign, int]] = []
         self._index = 0
         self._taken: list[Taken] = []
@@ -91,9 +92,9 @@ class FramedTask(ExecutableTask):
             hub = find_hub(self._key)
         except HubClosedError as error:
             raise RayChannelError(f"Channel closed: {error}") from error
-        for channel in self.output_channels:
+        for channel in self._outgoing:
             if isinstance(channel, Edge):
-                channel.open_writer(hub)
+                self._outlets.append(channel.open_writer(hub))
             else:
                 channel.ensure_registered_as_writer()
         self._taps = [_tap(channel, hub) for channel in self.input_channels]
@@ -155,7 +156,7 @@ class FramedTask(ExecutableTask):
         failed, self._failed = self._failed, None
         channels = self._outgoing
         try:
-            if not isinstance(channels[0], Edge):
+            if not self._outlets:
                 self._put_foreign(result, failed)
                 return False
             if failed is None:
@@ -170,8 +171,8 @@ class FramedTask(ExecutableTask):
                     failed = self._failure(error, instance, f"what {self._name} returned, a {name}, cannot be sent")
             if failed is not None:
                 parts, encoded = [None] * len(channels), [failed] * len(channels)
-            for channel, part, each in zip(channels, parts, encoded, strict=True):
-                channel.put(each, part, self._execution)
+            for outlet, part, each in zip(self._outlets, parts, encoded, strict=True):
+                outlet.put(each, part, self._execution)
         except RayChannelError:
             return True
         return False

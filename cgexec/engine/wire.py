@@ -86,7 +86,7 @@ class Wire:
         self._header: Header | None = None
         self._filled = 0
         self._descriptors: deque[int] = deque()
-        self._mappings = Mappings(self._tell_released)
+        self._mappings = Mappings(self)
         # What the other end has seen:
         self._announced: set[int] = set()
 
@@ -183,7 +183,7 @@ class Wire:
             return []
         return [number for (number,) in _RELEASE.iter_unpack(data[: len(data) // 4 * 4])]
 
-    def _tell_released(self, number: int) -> None:
+    def tell_released(self, number: int) -> None:
         """Tell the writer that a frame's buffers are not used any more. Called by finalisers: no locks, no waiting."""
         with suppress(OSError):  # the writer has gone, and the segment with it; its room never runs out
             self.sock.send(_RELEASE.pack(number), _NOT_NOW)

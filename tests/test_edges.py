@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import ray
+from ray.experimental.channel.shared_memory_channel import SharedMemoryType
 from reference import Call, Failed, Part, Reference
-from workers import Stage
+from workers import Boxed, Stage
 
-from cgexec import GraphExecutor, JobError, JobFailed, JobSucceeded, TransferError
+from cgexec import GraphExecutor, JobError, JobFailed, JobSucceeded, RefBox, TransferError
 
 NUM_ACTORS = 4
 
@@ -270,3 +271,52 @@ def test_a_limit_of_one_execution_recovers_from_errors_and_waits(small, spawn):
             assert execution.status(0.005).info.execution == number
             check_status(execution.status(), reference.answer((number, orders, ())), returns_list=True)
         assert graph.generation == 0
+
+
+def test_references_and_handles_cross_in_a_box(small, spawn):
+    actors = spawn(2, Boxed)
+
+    def build(inp, actors):
+        return actors[1].unbox.bind(actors[0].forward.bind(inp))
+
+    with GraphExecutor(actors, build, config=small) as graph:
+        for number in range(5):
+            number_back, value, box = graph.execute((number, RefBox(ray.put(("put", number))))).result
+            assert (number_back, value, box.get()) == (number, ("put", number), ("put", number))
+
+
+def without_the_hint(inp, actors):
+    first = actors[0].f.bind(inp)
+    second = actors[1].f.bind(first, inp)
+    return [second, actors[2].m1.bind(second, first), actors[2].m2.bind(inp, second)]
+
+
+def with_a_hint_of_its_own(inp, actors):
+    """The second stage's value travels in Ray's channel, whatever the transport."""
+    outputs = without_the_hint(inp, actors)
+    outputs[0].type_hint = SharedMemoryType(num_shm_buffers=4)
+    return outputs
+
+
+def test_a_node_with_a_type_hint_of_its_own_keeps_it(small, spawn):
+    """Its values carry no tag; errors there are still errors, and the graph goes on."""
+    reference = Reference(without_the_hint, NUM_ACTORS)
+    actors = spawn(NUM_ACTORS, Stage)
+    orders_of = [{}, {"0.f": "raise"}, {}, {"1.f": "raise"}, {}, {"2.m1": "raise"}, {"1.f": "return-a-lock"}]
+    with GraphExecutor(actors, with_a_hint_of_its_own, config=small) as graph:
+        for number in range(21):
+            orders = orders_of[number % len(orders_of)]
+            status = graph.execute((number, orders, ()), timeout_s=30)
+            if "return-a-lock" in orders.values():
+                assert isinstance(status, (JobFailed, JobError))
+                assert "pickle" in str(status.error)
+                continue
+            expected = reference.answer((number, orders, ()))
+            if any(isinstance(each, Failed) for each in expected):
+                assert isinstance(status, JobFailed), status
+                assert isinstance(status.error, ValueError)
+                assert status.error.cause.args[1] == number
+            else:
+                assert status.result == expected
+        assert graph.generation == 0
+    check_arguments(actors)

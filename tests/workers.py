@@ -181,6 +181,18 @@ class Stage:
         return self.given
 
 
+class Boxed(Stage):
+    """Takes references to objects, boxed, and hands them on."""
+
+    def unbox(self, message):
+        number, box = message
+        return number, box.get(), box
+
+    def forward(self, message):
+        number, box = message
+        return number, box
+
+
 class AsyncWorker:
     """An actor with an asynchronous method, which cannot be part of a graph."""
 

@@ -124,12 +124,12 @@ class Edge(ChannelInterface):
 
     def open_writer(self, hub: Hub) -> Outlet:
         """Return the outlet of this process. Raises RayChannelError if the graph has ended or no reader is there."""
-        with _ending_as_ray_says():
+        with ending_as_ray_says():
             return self._outlet(hub, _queue(hub, self) if self.has_local else None)
 
     def open_reader(self, hub: Hub) -> Tap:
         """Return the tap of this process. Raises RayChannelError if the graph has ended."""
-        with _ending_as_ray_says():
+        with ending_as_ray_says():
             here = self.writer == hub.identity
             tap: Tap = hub.shared(self.channel_id, lambda: Tap(_queue(hub, self) if here else self._incoming(hub)))
             return tap
@@ -160,7 +160,7 @@ class Edge(ChannelInterface):
         self._num_written += 1
 
     def _hub(self) -> Hub:
-        with _ending_as_ray_says():
+        with ending_as_ray_says():
             return find_hub(self.key)
 
     def ensure_registered_as_writer(self) -> None:
@@ -174,7 +174,7 @@ class Edge(ChannelInterface):
 
 
 @contextmanager
-def _ending_as_ray_says() -> Iterator[None]:
+def ending_as_ray_says() -> Iterator[None]:
     """Raise RayChannelError, at which Ray leaves an actor's loop, for an end of the graph in our terms."""
     try:
         yield
@@ -216,7 +216,7 @@ class _FromWire:
             wire = self._inlet.wire
         if wire is None:
             raise RayChannelError("Channel closed: the graph has ended in this process")
-        with _ending_as_ray_says():
+        with ending_as_ray_says():
             frame = wire.receive(block=True)
         if frame is None:
             raise RayChannelError("Channel closed: nothing came")
@@ -237,7 +237,7 @@ class _SocketOutlet:
             self._queue.put(encoded, value, execution)
         if encoded is None:
             return
-        with _ending_as_ray_says():
+        with ending_as_ray_says():
             segment = self._share(encoded) if encoded.buffers and self._any_near else None
             for wire in self._wires:
                 wire.send(encoded, execution, segment if wire.passes_descriptors else None)

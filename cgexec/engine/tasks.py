@@ -29,10 +29,10 @@ from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.cached_channel import CachedChannel
 
 from cgexec.engine import payload
-from cgexec.engine.edges import Edge, Outlet, Taken, Tap
+from cgexec.engine.edges import Edge, Outlet, Taken, Tap, ending_as_ray_says
 from cgexec.engine.failures import Origin, as_exception, capture, decode_failures, encode_failures, merged
 from cgexec.engine.frames import Encoded
-from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub
+from cgexec.engine.hub import GraphKey, Hub, find_hub
 
 _READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE
 
@@ -65,6 +65,7 @@ def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
     if isinstance(source, Edge):
         return source.open_reader(hub), channel._num_reads if cached else 1
     channel.ensure_registered_as_reader()
+    hub.close_with(channel.close)
     return _Foreign(channel), 1
 
 
@@ -88,15 +89,16 @@ class FramedTask(ExecutableTask):
 
     def prepare(self, overlap_gpu_communication: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         """Open every channel. Called by Ray as the actor's loop starts."""
-        try:
-            hub = find_hub(self._key)
-        except HubClosedError as error:
-            raise RayChannelError(f"Channel closed: {error}") from error
+        with ending_as_ray_says():
+            self._open(find_hub(self._key))
+
+    def _open(self, hub: Hub) -> None:
         for channel in self._outgoing:
             if isinstance(channel, Edge):
                 self._outlets.append(channel.open_writer(hub))
             else:
                 channel.ensure_registered_as_writer()
+                hub.close_with(channel.close)
         self._taps = [_tap(channel, hub) for channel in self.input_channels]
         hub.task_started()
 

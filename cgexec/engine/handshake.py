@@ -20,6 +20,7 @@ import os
 import secrets
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -30,6 +31,7 @@ NAME_BYTES = 16
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0  # for each step of connecting
+_RETRY_PAUSE_S = 0.02
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -117,27 +119,44 @@ class Applicant:
             raise HandshakeError(str(error)) from error
 
 
+class _NotNowError(HandshakeError):
+    """The listener has more to do than it can; trying again may help."""
+
+
 def connect(address: Address, node_id: str, key: bytes, role: Role, name: bytes, deadline: Deadline) -> socket.socket:
     """Return a connection to the listener at ``address``, both ends proved; ``node_id`` is this process's own node.
 
     Raises:
         HandshakeError: there is no way there, nobody answers before the deadline, or the listener lacks the key.
     """
-    local = address.node_id == node_id
-    where: Any = address.unix if local else address.tcp
+    where: Any = address.unix if address.node_id == node_id else address.tcp
     if where is None:
         raise HandshakeError(f"the process on node {address.node_id} does not listen for other nodes")
-    sock = socket.socket(socket.AF_UNIX if local else family_of(where[0]), socket.SOCK_STREAM)
+    while True:
+        try:
+            return _connect_once(where, key, role, name, max(_SHORTEST_WAIT_S, deadline.slice_s(_LONGEST_WAIT_S)))
+        except _NotNowError:
+            if deadline.remaining_s() == 0:
+                raise
+            time.sleep(_RETRY_PAUSE_S)
+
+
+def _connect_once(where: Any, key: bytes, role: Role, name: bytes, timeout_s: float) -> socket.socket:
+    unix = isinstance(where, bytes)
+    sock = socket.socket(socket.AF_UNIX if unix else family_of(where[0]), socket.SOCK_STREAM)
     try:
-        sock.settimeout(max(_SHORTEST_WAIT_S, deadline.slice_s(_LONGEST_WAIT_S)))
+        sock.settimeout(timeout_s)
         sock.connect(where)
-        if not local:
+        if not unix:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         theirs = _receive(sock, _NONCE_BYTES)
         said = bytes([role]) + name + secrets.token_bytes(_NONCE_BYTES)
         sock.sendall(said + _proof(key, b"connects", theirs, said))
         proved = hmac.compare_digest(_receive(sock, _PROOF_BYTES), _proof(key, b"listens", theirs, said))
         sock.settimeout(None)
+    except (BlockingIOError, ConnectionResetError, BrokenPipeError) as error:  # its queue is full; or it dropped us
+        sock.close()
+        raise _NotNowError(f"no connection to {where!r}: {error}") from error
     except OSError as error:
         sock.close()
         raise HandshakeError(f"no connection to {where!r}: {error}") from error
@@ -160,6 +179,6 @@ def _receive(sock: socket.socket, num_bytes: int) -> bytes:
     while len(data) < num_bytes:
         more = sock.recv(num_bytes - len(data))
         if not more:
-            raise HandshakeError("the listener closed the connection")
+            raise _NotNowError("the listener closed the connection")
         data += more
     return data

@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -51,7 +51,7 @@ class Lease:
     graph_name: str
     driver: str
     duration_s: float
-    secret: bytes
+    secret: bytes = field(repr=False)
     driver_address: Address
     needs_control: bool
     across_nodes: bool

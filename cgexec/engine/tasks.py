@@ -130,12 +130,13 @@ class FramedTask(ExecutableTask):
     def _call(self, instance: Any) -> None:
         taken, self._taken = self._taken, []
         self._execution = max(each.execution for each in taken)
-        failures = [each.failures for each in taken if each.failures is not None]
-        if failures:
-            self._failed = merged(failures)
-            return
         try:
-            values = self._values(taken)
+            self._check_executions(taken)
+            failures = [each.failures for each in taken if each.failures is not None]
+            if failures:
+                self._failed = merged(failures)
+                return
+            values = [each.value() for each in taken]
         except Exception as error:  # noqa: BLE001 - a user's class may raise anything as it is loaded
             self._failed = self._failure(error, instance, f"what {self._name} was to be given cannot be used")
             return
@@ -147,11 +148,10 @@ class FramedTask(ExecutableTask):
             error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
             self._failed = self._failure(error, instance)
 
-    def _values(self, taken: list[Taken]) -> list[Any]:
-        executions = sorted({each.execution for each in taken})
-        if executions != [self._index - 1]:
-            raise _MixedInputsError(f"execution {self._index - 1} met inputs of {executions}")
-        return [each.value() for each in taken]
+    def _check_executions(self, taken: list[Taken]) -> None:
+        due = self._index - 1
+        if any(each.execution != due for each in taken):
+            raise _MixedInputsError(f"execution {due} met inputs of {sorted({each.execution for each in taken})}")
 
     def _put(self, instance: Any) -> bool:
         result, self._result = self._result, None

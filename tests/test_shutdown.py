@@ -4,7 +4,7 @@ import sys
 import time
 
 import pytest
-from conftest import eventually
+from conftest import TRANSPORTS, eventually
 from test_cli import processes_of_session, run
 
 PROLOGUE = """
@@ -21,7 +21,9 @@ class Echo:
 
 start()
 actors = [ray.remote(num_cpus=0)(Echo).remote() for _ in range(2)]
-graph = GraphExecutor(actors, fan_out("echo"), config=GraphConfig(buffer_size_bytes=10_000, max_inflight=4))
+graph = GraphExecutor(
+    actors, fan_out("echo"), config=GraphConfig(buffer_size_bytes=10_000, max_inflight=4, transport="TRANSPORT")
+)
 print(graph.execute(1).result)
 """
 SHOW = """
@@ -44,12 +46,12 @@ ENDINGS = {
 }
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("block", ["", "with graph: "], ids=["not closed", "in a with block"])
-def test_ctrl_c_in_a_blocked_execute_ends_the_program(tmp_path, block):
+def test_ctrl_c_in_a_blocked_execute_ends_the_program(tmp_path, block, transport):
     script = tmp_path / "script.py"
-    body = "import os, signal, threading, time\n" + PROLOGUE.replace(
-        "return message", "time.sleep(message); return message"
-    )
+    slow = PROLOGUE.replace("return message", "time.sleep(message); return message").replace("TRANSPORT", transport)
+    body = "import os, signal, threading, time\n" + slow
     # A background job inherits that the signal is ignored, and Python then leaves it so.
     body += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     interrupt = "threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
@@ -65,11 +67,12 @@ def test_ctrl_c_in_a_blocked_execute_ends_the_program(tmp_path, block):
     assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_graph_that_was_not_closed_ends_with_ray(tmp_path, ending):
+def test_a_graph_that_was_not_closed_ends_with_ray(tmp_path, ending, transport):
     epilogue, shown = ENDINGS[ending]
     script = tmp_path / "script.py"
-    script.write_text(PROLOGUE + epilogue)
+    script.write_text((PROLOGUE + epilogue).replace("TRANSPORT", transport))
     code, out, err, session = run(sys.executable, str(script))
     assert (code, err) == (0, "")
     assert out.splitlines() == ["[1, 1]", *shown]

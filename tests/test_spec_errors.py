@@ -215,10 +215,10 @@ def test_an_actor_in_a_graph_that_cgexec_did_not_build_is_refused(small, spawn):
         assert graph.execute(request(2)).result[0] == 2
 
 
-def test_the_actor_that_drives_a_graph_cannot_be_part_of_it(spawn):
+def test_an_actor_drives_a_graph_and_cannot_be_part_of_it(small, spawn):
     others = spawn(2)
     (driver,) = spawn(1, Driver)
-    refused, results = ray.get(driver.drive.remote(driver, others), timeout=60)
+    refused, results = ray.get(driver.drive.remote(driver, others, small), timeout=60)
     assert "host 2 is the actor that drives the graph" in refused
     assert results == [(number, {}, (0, 1)) for number in range(5)]
 

@@ -20,7 +20,6 @@ from ray import cloudpickle
 from cgexec import (
     DONE,
     ExceptionInfo,
-    GraphConfig,
     GraphExecutor,
     GraphSpecError,
     SnitchRecipient,
@@ -288,9 +287,8 @@ class Driver:
         """Be there, for a graph that must not be built."""
         return message
 
-    def drive(self, me, others):
+    def drive(self, me, others, config):
         """Return the error of a graph over this very actor, and answers of one over the others."""
-        config = GraphConfig(buffer_size_bytes=10_000, max_inflight=4)
         try:
             GraphExecutor([*others, me], fan_out("work"), config=config)
         except GraphSpecError as error:

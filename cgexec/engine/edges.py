@@ -178,7 +178,7 @@ def ending_as_ray_says() -> Iterator[None]:
     """Raise RayChannelError, at which Ray leaves an actor's loop, for an end of the graph in our terms."""
     try:
         yield
-    except (HubClosedError, HandshakeError, WireClosedError) as error:
+    except (HubClosedError, HandshakeError) as error:
         raise RayChannelError(f"Channel closed: {error}") from error
 
 
@@ -216,8 +216,10 @@ class _FromWire:
             wire = self._inlet.wire
         if wire is None:
             raise RayChannelError("Channel closed: the graph has ended in this process")
-        with ending_as_ray_says():
+        try:
             frame = wire.receive(block=True)
+        except WireClosedError as error:
+            raise RayChannelError(f"Channel closed: {error}") from error
         if frame is None:
             raise RayChannelError("Channel closed: nothing came")
         return Taken.from_frame(frame)
@@ -237,10 +239,12 @@ class _SocketOutlet:
             self._queue.put(encoded, value, execution)
         if encoded is None:
             return
-        with ending_as_ray_says():
+        try:
             segment = self._share(encoded) if encoded.buffers and self._any_near else None
             for wire in self._wires:
                 wire.send(encoded, execution, segment if wire.passes_descriptors else None)
+        except WireClosedError as error:
+            raise RayChannelError(f"Channel closed: {error}") from error
 
     def _share(self, encoded: Encoded) -> Segment | None:
         """Return a segment that holds the buffers of ``encoded``; None where the stream is better, or all there is."""

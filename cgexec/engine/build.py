@@ -18,12 +18,14 @@ from cgexec.deadline import Deadline
 from cgexec.engine import bounded
 from cgexec.engine.compilation import compile_graph
 from cgexec.engine.compiled import CompiledEngine
-from cgexec.engine.edges import RayHint, SocketHint, actor_name
+from cgexec.engine.edges import actor_name
 from cgexec.engine.graph_spec import BoundGraph, bind_graph
 from cgexec.engine.handshake import new_key
 from cgexec.engine.hub import DRIVER, GraphKey, Hub
 from cgexec.engine.preparation import ActorReport, Lease, prepare, refusal, release, silent_or_dead
 from cgexec.engine.protocol import Member
+from cgexec.engine.ray_edges import RayHint
+from cgexec.engine.socket_edges import SocketHint
 from cgexec.errors import GraphSpecError
 from cgexec.settings import Settings
 

@@ -14,10 +14,9 @@ from typing import Any
 from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.engine.edges import give_hints
-from cgexec.engine.failures import Origin
 from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.hub import Hub
-from cgexec.engine.protocol import Member
+from cgexec.engine.protocol import Member, OutputPort
 from cgexec.engine.tasks import framed_tasks
 from cgexec.engine.teardown_noise import hush
 from cgexec.settings import Settings
@@ -36,8 +35,8 @@ def compile_graph(
     """Return Ray's compiled graph. Blocks without a bound if an actor is stopped meanwhile."""
     host_ids = {member.actor: member.info.host_id for member in members}
 
-    def origin_of(node: Any) -> Origin:
-        return Origin(host_ids[actor_of(node)], node.get_method_name())
+    def origin_of(node: Any) -> OutputPort:
+        return OutputPort(host_ids[actor_of(node)], node.get_method_name())
 
     give_hints(bound.nodes, hint)
     with _loops_without_retries(bound), framed_tasks(hub.key, origin_of):

@@ -45,7 +45,7 @@ from cgexec.engine.driver_ends import (
     read_wires,
 )
 from cgexec.engine.edges import Taken, actor_name
-from cgexec.engine.failures import Origin, as_exception, capture, decode_failures
+from cgexec.engine.failures import as_exception, capture, decode_failures
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
 from cgexec.engine.preparation import ActorReport, await_loops, call_out, release
@@ -283,9 +283,8 @@ class CompiledEngine:
         try:
             return OutputValue(taken.value())
         except Exception as error:  # noqa: BLE001 - a user's class may raise anything as it is loaded
-            origin = Origin(port.host_id, port.method)
             failure = capture(
-                error, origin, None, f"what {port.method}() of host {port.host_id} returned cannot be loaded"
+                error, port, None, f"what {port.method}() of host {port.host_id} returned cannot be loaded"
             )
             return OutputError(as_exception(failure), port.host_id, port.method)
 

@@ -17,16 +17,9 @@ import ray
 from ray.exceptions import RayTaskError
 
 from cgexec.engine.frames import Bytes, Encoded, Kind
+from cgexec.engine.protocol import OutputPort
 from cgexec.errors import TransferError, UnpicklableExceptionError
 from cgexec.exception_info import ExceptionInfo, qualified_name
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A call in the graph: which host runs it, and which of its methods."""
-
-    host_id: int
-    method: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class Failure:
     ``exception`` is a pickled ``ExceptionInfo``.
     """
 
-    origin: Origin | None
+    origin: OutputPort | None
     transfer: str
     type_name: str
     text: str
@@ -48,7 +41,7 @@ class Failure:
     exception: bytes
 
 
-def capture(error: Exception, origin: Origin | None, instance: Any, transfer: str = "") -> Failure:
+def capture(error: Exception, origin: OutputPort | None, instance: Any, transfer: str = "") -> Failure:
     """Return ``error`` ready to be sent. ``transfer``: what could not be done, if it is not what a method raised."""
     try:
         text = str(error)

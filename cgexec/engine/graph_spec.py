@@ -22,16 +22,12 @@ RESERVED_INPUTS = frozenset({"timeout_s"})
 
 @dataclass(frozen=True)
 class BoundGraph:
-    """Fresh nodes of one generation: the node to compile, the graph's outside, and the methods each host runs.
-
-    ``origins`` has an entry for each output: the one call it depends on, or None if it depends on several.
-    """
+    """Fresh nodes of one generation: the node to compile, the graph's outside, and the methods each host runs."""
 
     root: Any
     spec: GraphSpec
     nodes: tuple[Any, ...]
     methods: dict[int, tuple[str, ...]]
-    origins: tuple[OutputPort | None, ...]
 
 
 def takes_infos(build: Callable[..., Any]) -> bool:
@@ -81,8 +77,7 @@ def bind_graph(build: Callable[..., Any], members: Sequence[Member]) -> BoundGra
         if _is_call(node):
             methods[host_ids[node._get_actor_handle()]] += (node.get_method_name(),)
     root = built if isinstance(built, MultiOutputNode) else MultiOutputNode(list(outputs)) if returns_list else built
-    origins = tuple(_sole_origin(node, host_ids) for node in outputs)
-    return BoundGraph(root, spec, tuple(nodes), methods, origins)
+    return BoundGraph(root, spec, tuple(nodes), methods)
 
 
 def _generator_hint(members: Sequence[Member]) -> str:
@@ -203,11 +198,6 @@ def _leading_to(outputs: Sequence[Any]) -> set[Any]:
             found.add(node)
             queue += _upstream(node)
     return found
-
-
-def _sole_origin(output: Any, host_ids: dict[Any, int]) -> OutputPort | None:
-    calls = [node for node in _leading_to([output]) if _is_call(node)]
-    return _port(calls[0], host_ids) if len(calls) == 1 else None
 
 
 def _check_all_used(outputs: Sequence[Any], nodes: Sequence[Any]) -> None:

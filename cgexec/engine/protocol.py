@@ -46,7 +46,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class OutputPort:
-    """Where one output of the graph comes from."""
+    """Where an output of the graph, or an error, comes from: a host, and which of its methods."""
 
     host_id: int
     method: str

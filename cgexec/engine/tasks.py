@@ -30,9 +30,10 @@ from ray.experimental.channel.cached_channel import CachedChannel
 
 from cgexec.engine import payload
 from cgexec.engine.edges import Edge, Outlet, Taken, Tap, ending_as_ray_says
-from cgexec.engine.failures import Origin, as_exception, capture, decode_failures, encode_failures, merged
+from cgexec.engine.failures import as_exception, capture, decode_failures, encode_failures, merged
 from cgexec.engine.frames import Encoded
 from cgexec.engine.hub import GraphKey, Hub, find_hub
+from cgexec.engine.protocol import OutputPort
 
 _READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE
 
@@ -72,7 +73,7 @@ def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
 class FramedTask(ExecutableTask):
     """One method of one actor in the graph."""
 
-    def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: Origin) -> None:
+    def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: OutputPort) -> None:
         super().__init__(task, args, kwargs)
         self._key = key
         self._origin = origin
@@ -227,7 +228,7 @@ def _make_task(task: Any, args: Any, kwargs: Any) -> Any:
 
 
 @contextmanager
-def framed_tasks(key: GraphKey, origin_of: Callable[[Any], Origin]) -> Iterator[None]:
+def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Iterator[None]:
     """Let the graph that this thread compiles meanwhile be made of framed tasks; ``origin_of(node)`` names each.
 
     Collectives, and nodes whose values live on an accelerator, keep Ray's own.

@@ -1,0 +1,122 @@
+"""Edges over sockets: a wire from the process that writes to each that reads."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.exceptions import RayChannelError
+from ray.experimental.channel.common import ChannelOutputType
+
+from cgexec.deadline import Deadline
+from cgexec.engine import payload
+from cgexec.engine.edges import Edge, Incoming, Outlet, Queue, Taken, actor_name
+from cgexec.engine.frames import Encoded
+from cgexec.engine.handshake import Address
+from cgexec.engine.hub import GraphKey, Hub
+from cgexec.engine.segments import Segment
+from cgexec.engine.wire import Wire, WireClosedError
+
+CONNECT_S = 30.0  # for one edge: its reader listens before its writer is told of it
+
+
+class _FromWire:
+    """Frames from the process at the other end of a wire."""
+
+    def __init__(self, hub: Hub, channel_id: bytes) -> None:
+        self._inlet = hub.inlet(channel_id)
+
+    def next(self) -> Taken:
+        wire = self._inlet.wire
+        if wire is None:
+            self._inlet.connected.wait()
+            wire = self._inlet.wire
+        if wire is None:
+            raise RayChannelError("Channel closed: the graph has ended in this process")
+        try:
+            frame = wire.receive(block=True)
+        except WireClosedError as error:
+            raise RayChannelError(f"Channel closed: {error}") from error
+        if frame is None:
+            raise RayChannelError("Channel closed: nothing came")
+        return Taken.from_frame(frame)
+
+
+class _SocketOutlet:
+    """A wire to each process that reads the edge, and the queue of those that read it here."""
+
+    def __init__(self, hub: Hub, wires: Sequence[Wire], queue: Queue | None) -> None:
+        self._hub = hub
+        self._wires = wires
+        self._queue = queue
+        self._any_near = any(wire.passes_descriptors for wire in wires)
+
+    def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
+        if self._queue is not None:
+            self._queue.put(encoded, value, execution)
+        if encoded is None:
+            return
+        try:
+            segment = self._share(encoded) if encoded.buffers and self._any_near else None
+            for wire in self._wires:
+                wire.send(encoded, execution, segment if wire.passes_descriptors else None)
+        except WireClosedError as error:
+            raise RayChannelError(f"Channel closed: {error}") from error
+
+    def _share(self, encoded: Encoded) -> Segment | None:
+        """Return a segment that holds the buffers of ``encoded``; None where the stream is better, or all there is."""
+        size = encoded.buffer_bytes()
+        if size < payload.LARGE_BYTES:
+            return None
+        pool = self._hub.pool
+        for wire in self._hub.edge_wires():
+            for number in wire.take_releases():
+                pool.released(number)
+        segment, given_up = pool.take(size)
+        for number in given_up:
+            for wire in self._hub.edge_wires():
+                wire.forget(number)
+        if segment is not None:
+            segment.write(encoded.buffers)
+        return segment
+
+
+class SocketEdge(Edge):
+    """An edge with a wire to each process that reads it."""
+
+    def __init__(
+        self, key: GraphKey, channel_id: bytes, writer: str, has_local: bool, addresses: tuple[Address, ...]
+    ) -> None:
+        super().__init__(key, channel_id, writer, has_local)
+        self._addresses = addresses
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SocketEdge, (self.key, self.channel_id, self.writer, self.has_local, self._addresses)
+
+    @property
+    def has_remote(self) -> bool:
+        return bool(self._addresses)
+
+    def _outlet(self, hub: Hub, queue: Queue | None) -> Outlet:
+        deadline = Deadline.after(CONNECT_S)
+        wires = [hub.connect_edge(self.channel_id, address, deadline) for address in self._addresses]
+        return _SocketOutlet(hub, wires, queue)
+
+    def _incoming(self, hub: Hub) -> Incoming:
+        return _FromWire(hub, self.channel_id)
+
+
+class SocketHint(ChannelOutputType):
+    """Makes edges over sockets. ``addresses`` by actor; whoever is not among them is the driver."""
+
+    def __init__(self, key: GraphKey, addresses: Mapping[str, Address], driver: Address) -> None:
+        self._key = key
+        self._addresses = dict(addresses)
+        self._driver = driver
+
+    def create_channel(self, writer: Any, readers: Sequence[tuple[Any, str]], _driver_actor_id: Any = None) -> Edge:
+        """Return the edge from ``writer`` (None: the driver) to ``readers``."""
+        remote = [reader for reader, _ in readers if reader != writer]
+        addresses = tuple(self._addresses.get(actor_name(reader), self._driver) for reader in remote)
+        return SocketEdge(self._key, uuid.uuid4().bytes, actor_name(writer), len(remote) < len(readers), addresses)

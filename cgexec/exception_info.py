@@ -81,16 +81,17 @@ def qualified_name(exception: BaseException) -> str:
     return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return the text of an exception or a note, whatever its class makes of it."""
     try:
-        return str(value)
+        return "".join([str(value), ""])  # of no class of its own, which might not cross
     except Exception as error:  # noqa: BLE001 - a broken __str__ of a user's class must not lose the exception
         return f"<its text cannot be had: {type(error).__name__}>"
 
 
 def _notes(exception: BaseException) -> list[str]:
     notes = getattr(exception, "__notes__", None)
-    return [_text(note) for note in notes] if isinstance(notes, (list, tuple)) else []
+    return [text_of(note) for note in notes] if isinstance(notes, (list, tuple)) else []
 
 
 def _pickled(exception: BaseException) -> bytes | None:
@@ -147,7 +148,7 @@ def _link(exception: BaseException, place: dict[int | None, int]) -> _Link:
     return _Link(
         pickled=_pickled(exception),
         type_name=qualified_name(exception),
-        text=_text(exception),
+        text=text_of(exception),
         traceback_text="".join(text),
         frames=_frames(tblib.Traceback(tb)) if tb is not None else [],
         notes=_notes(exception),

@@ -18,7 +18,7 @@ from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.detach import detached
 from cgexec.engine.edges import Outlet, Taken
-from cgexec.engine.failures import capture, encode_failures
+from cgexec.engine.failures import encode_failures, from_ray
 from cgexec.engine.frames import Encoded
 from cgexec.engine.hub import Hub
 from cgexec.engine.ray_edges import RayEdge
@@ -206,7 +206,7 @@ class ForeignOutput:
     def read(self, timeout_s: float) -> Taken:
         value = self._channel.read(timeout_s)
         if isinstance(value, RayTaskError):
-            return Taken(ANY_EXECUTION, encode_failures([capture(value.cause, None, None)]).payload)
+            return Taken(ANY_EXECUTION, encode_failures([from_ray(value)]).payload)
         return Taken(ANY_EXECUTION, None, None, detached(value))
 
 

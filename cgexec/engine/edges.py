@@ -26,7 +26,7 @@ from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.common import ChannelInterface, ChannelOutputType
 
 from cgexec.engine import payload
-from cgexec.engine.failures import as_exception, capture, decode_failures, encode_failures
+from cgexec.engine.failures import as_task_error, decode_failures, encode_failures, from_ray
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
 from cgexec.engine.handshake import HandshakeError
 from cgexec.engine.hub import DRIVER, GraphKey, Hub, HubClosedError, find_hub
@@ -137,15 +137,16 @@ class Edge(ChannelInterface):
         """Return the next value, or a RayTaskError. Waits for it whatever ``timeout`` says, as such tasks want."""
         taken = self.open_reader(self._hub()).take(self._num_read, 1)
         self._num_read += 1
-        return taken.value() if taken.failures is None else as_exception(decode_failures(taken.failures)[0])
+        return taken.value() if taken.failures is None else as_task_error(decode_failures(taken.failures)[0])
 
     def write(self, value: Any, timeout: float | None = None) -> None:  # noqa: ARG002 - Ray's signature
         """Write ``value``, or a RayTaskError, as what this writer wrote ``n``-th."""
         hub = self._hub()
         outlet: Outlet = hub.shared(self.channel_id + b"written", lambda: self.open_writer(hub))
+        encoded: Encoded | None = None
         if isinstance(value, RayTaskError):
-            encoded = encode_failures([capture(value.cause, None, None)])
-        else:
+            encoded = encode_failures([from_ray(value)])
+        elif self.has_remote:
             encoded = payload.encode(value)
         outlet.put(encoded, value, self._num_written)
         self._num_written += 1

@@ -10,7 +10,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 from cgexec.engine.frames import Bytes, Encoded, Kind
 from cgexec.engine.protocol import OutputPort
 from cgexec.errors import TransferError, UnpicklableExceptionError
-from cgexec.exception_info import ExceptionInfo, qualified_name
+from cgexec.exception_info import ExceptionInfo, qualified_name, text_of
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ class Failure:
 
 def capture(error: Exception, origin: OutputPort | None, instance: Any, transfer: str = "") -> Failure:
     """Return ``error`` ready to be sent. ``transfer``: what could not be done, if it is not what a method raised."""
-    try:
-        text = str(error)
-    except Exception as broken:  # noqa: BLE001 - a broken __str__ of a user's class must not lose the exception
-        text = f"<its text cannot be had: {type(broken).__name__}>"
+    text = text_of(error)
     return Failure(
         origin=origin,
         transfer=f"{transfer}: {type(error).__name__}: {text}" if transfer else "",
@@ -58,6 +55,12 @@ def capture(error: Exception, origin: OutputPort | None, instance: Any, transfer
         node_ip=ray.util.get_node_ip_address(),
         exception=pickle.dumps(ExceptionInfo.ser_exc_info(error)),
     )
+
+
+def from_ray(error: RayTaskError) -> Failure:
+    """Return what one of Ray's own tasks, or channels, hands on for an error."""
+    cause = error.cause if isinstance(error.cause, Exception) else error
+    return replace(capture(cause, None, None), traceback_text=str(error), actor_class="")
 
 
 def encode_failures(failures: Iterable[Failure]) -> Encoded:
@@ -92,13 +95,13 @@ def as_exception(failure: Failure) -> Exception:
         error: Exception = TransferError(failure.transfer, failure.type_name, failure.text, failure.traceback_text)
         error.__cause__ = cause
         return error
-    method = failure.origin.method if failure.origin is not None else "?"
+    method = failure.origin.method if failure.origin is not None else "task"
     # Built around a stand-in: RayTaskError pickles its cause to see whether it can, and that may raise anything.
     task_error = RayTaskError(
         method,
         failure.traceback_text,
         ValueError(failure.text),
-        proctitle=f"ray::{failure.actor_class}.{method}",
+        proctitle=f"ray::{failure.actor_class}.{method}" if failure.actor_class else f"ray::{method}",
         pid=failure.pid,
         ip=failure.node_ip,
     )
@@ -106,6 +109,12 @@ def as_exception(failure: Failure) -> Exception:
     task_error.args = (*task_error.args[:2], cause, *task_error.args[3:])
     dual: Exception = task_error.as_instanceof_cause()
     return dual
+
+
+def as_task_error(failure: Failure) -> RayTaskError:
+    """Return ``failure`` as Ray's own tasks and channels tell an error from a value."""
+    error = as_exception(failure)
+    return error if isinstance(error, RayTaskError) else RayTaskError("task", str(error), error)
 
 
 def merged(payloads: Sequence[Bytes]) -> Encoded:

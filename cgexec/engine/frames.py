@@ -2,7 +2,7 @@
 
 ::
 
-    header (40 bytes)                                    region
+    header (48 bytes)                                    region
     kind  flags  generation  buffers  segment  execution │ lengths of the buffers │ payload │ buffers, each aligned
                              payload bytes  region bytes │
 
@@ -23,7 +23,7 @@ from typing import Any
 
 Bytes = bytes | memoryview
 
-HEADER = struct.Struct("<BBxxIIIQQQ")
+HEADER = struct.Struct("<BBxxIIIQQQ8x")
 ALIGNMENT = 64
 MOST_BUFFERS = 1 << 20
 MOST_BYTES = 1 << 40  # no frame is longer: beyond any machine's memory, below what overflows
@@ -155,8 +155,9 @@ def unpack_region(header: Header, region: memoryview, shared: memoryview | None 
     payload = region[table_bytes:end]
     where, begin, limit = (region, end, header.region_bytes) if shared is None else (shared, 0, shared.nbytes)
     starts = offsets(begin, lengths)
-    if starts[-1] + lengths[-1] > limit or max(lengths) > limit:
-        raise FrameError(f"{sum(lengths)} bytes of buffers do not fit into {limit}")
+    filled = starts[-1] + lengths[-1]
+    if filled > limit or (filled != limit if shared is None else end != header.region_bytes):
+        raise FrameError(f"{sum(lengths)} bytes of buffers do not fill {limit}")
     buffers = [where[start : start + length] for start, length in zip(starts, lengths, strict=True)]
     return Frame(header.kind, header.generation, header.execution, payload, buffers)
 

@@ -32,6 +32,7 @@ _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0  # for each step of connecting
 _RETRY_PAUSE_S = 0.02
+_MOST_TIMES_HEARD = 3  # a listener that closes on a proof refuses it, or is in a crowd
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -120,7 +121,11 @@ class Applicant:
 
 
 class _NotNowError(HandshakeError):
-    """The listener has more to do than it can; trying again may help."""
+    """The listener has more to do than it can; trying again may help. ``heard`` if it may have heard the proof."""
+
+    def __init__(self, message: str, *, heard: bool) -> None:
+        super().__init__(message)
+        self.heard = heard
 
 
 def connect(address: Address, node_id: str, key: bytes, role: Role, name: bytes, deadline: Deadline) -> socket.socket:
@@ -132,11 +137,13 @@ def connect(address: Address, node_id: str, key: bytes, role: Role, name: bytes,
     where: Any = address.unix if address.node_id == node_id else address.tcp
     if where is None:
         raise HandshakeError(f"the process on node {address.node_id} does not listen for other nodes")
+    times_heard = 0
     while True:
         try:
             return _connect_once(where, key, role, name, max(_SHORTEST_WAIT_S, deadline.slice_s(_LONGEST_WAIT_S)))
-        except _NotNowError:
-            if deadline.remaining_s() == 0:
+        except _NotNowError as error:
+            times_heard += error.heard
+            if deadline.remaining_s() == 0 or times_heard > _MOST_TIMES_HEARD:
                 raise
             time.sleep(_RETRY_PAUSE_S)
 
@@ -144,19 +151,24 @@ def connect(address: Address, node_id: str, key: bytes, role: Role, name: bytes,
 def _connect_once(where: Any, key: bytes, role: Role, name: bytes, timeout_s: float) -> socket.socket:
     unix = isinstance(where, bytes)
     sock = socket.socket(socket.AF_UNIX if unix else family_of(where[0]), socket.SOCK_STREAM)
+    answered_by = Deadline.after(timeout_s)
+    heard = False
     try:
         sock.settimeout(timeout_s)
         sock.connect(where)
         if not unix:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        theirs = _receive(sock, _NONCE_BYTES)
+        theirs = _receive(sock, _NONCE_BYTES, answered_by)
         said = bytes([role]) + name + secrets.token_bytes(_NONCE_BYTES)
         sock.sendall(said + _proof(key, b"connects", theirs, said))
-        proved = hmac.compare_digest(_receive(sock, _PROOF_BYTES), _proof(key, b"listens", theirs, said))
+        heard = True
+        proved = hmac.compare_digest(_receive(sock, _PROOF_BYTES, answered_by), _proof(key, b"listens", theirs, said))
         sock.settimeout(None)
-    except (BlockingIOError, ConnectionResetError, BrokenPipeError) as error:  # its queue is full; or it dropped us
+    except (BlockingIOError, ConnectionError) as error:  # its queue is full, or it dropped us
         sock.close()
-        raise _NotNowError(f"no connection to {where!r}: {error}") from error
+        if isinstance(error, ConnectionRefusedError):
+            raise HandshakeError(f"nobody listens at {where!r}") from error
+        raise _NotNowError(f"no connection to {where!r}: {error}", heard=heard) from error
     except OSError as error:
         sock.close()
         raise HandshakeError(f"no connection to {where!r}: {error}") from error
@@ -174,11 +186,14 @@ def family_of(ip: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in ip else socket.AF_INET
 
 
-def _receive(sock: socket.socket, num_bytes: int) -> bytes:
+def _receive(sock: socket.socket, num_bytes: int, deadline: Deadline) -> bytes:
     data = b""
     while len(data) < num_bytes:
+        if deadline.remaining_s() == 0:
+            raise HandshakeError("the listener did not answer in time")
+        sock.settimeout(max(0.001, deadline.remaining_s()))
         more = sock.recv(num_bytes - len(data))
         if not more:
-            raise _NotNowError("the listener closed the connection")
+            raise ConnectionResetError("the listener closed the connection")
         data += more
     return data

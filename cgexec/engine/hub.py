@@ -75,6 +75,7 @@ class Hub:
         pool_bytes: int,
         on_end: Callable[[Hub, str], None],
     ) -> None:
+        self._own_descriptors: list[int] = []
         self.key = key
         self.identity = identity
         self.pool = SegmentPool(pool_bytes)
@@ -93,15 +94,16 @@ class Hub:
         self._errands: deque[Callable[[], None]] = deque()
         self._backlogged: set[Wire] = set()
         self._selector = selectors.DefaultSelector()
-        self._own_descriptors = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+        for _ in range(2):
+            self._own_descriptors.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.alarm, self._wake = self._own_descriptors
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._reception = Reception(self._selector, node_id, secret, listen_ip, self._admit)
         self.address = self._reception.address
         self._thread = threading.Thread(target=self._run, name=f"cgexec-hub-{key.graph_id[:8]}", daemon=True)
+        self._thread.start()
         with _registry_lock:
             _registry[key, identity] = self
-        self._thread.start()
 
     # -- called by the process ---------------------------------------------------------------------------------------
 

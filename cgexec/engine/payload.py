@@ -1,7 +1,8 @@
 """Values to bytes and back.
 
-Arrays and other large buffers stay out of the pickle (protocol 5), so that they are copied once. What is loaded is
-read-only, whatever its size and however it travelled: it may lie in memory that other readers see.
+Arrays and other buffers stay out of the pickle (protocol 5), so that they are copied once. They are read-only where
+they are loaded, whatever their size and however they travelled: they may lie in memory that other readers see. (What
+numpy itself puts into the pickle is private and stays writable: arrays with gaps, of objects, of dates.)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from cgexec.engine.frames import Encoded, Frame, Kind
+from cgexec.engine.frames import MOST_BUFFERS, Encoded, Frame, Kind
 
 LARGE_BYTES = 1 << 17  # from here on a buffer goes through shared memory where it can
 
@@ -32,6 +33,8 @@ def encode(value: Any) -> Encoded:
         return Encoded(Kind.VALUE, pickle.dumps(value, 5))
     buffers: list[pickle.PickleBuffer] = []
     payload = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    if len(buffers) > MOST_BUFFERS:
+        return Encoded(Kind.VALUE, cloudpickle.dumps(value, protocol=5))
     return Encoded(Kind.VALUE, payload, [buffer.raw() for buffer in buffers])
 
 

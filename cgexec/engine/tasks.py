@@ -30,7 +30,7 @@ from ray.experimental.channel.cached_channel import CachedChannel
 
 from cgexec.engine import payload
 from cgexec.engine.edges import Edge, Outlet, Taken, Tap, ending_as_ray_says
-from cgexec.engine.failures import as_exception, capture, decode_failures, encode_failures, merged
+from cgexec.engine.failures import as_task_error, capture, decode_failures, encode_failures, from_ray, merged
 from cgexec.engine.frames import Encoded
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.protocol import OutputPort
@@ -55,7 +55,7 @@ class _Foreign:
     def take(self, index: int, _num_readers: int) -> Taken:
         value = self._channel.read()
         if isinstance(value, RayTaskError):
-            return Taken(index, encode_failures([capture(value.cause, None, None)]).payload)
+            return Taken(index, encode_failures([from_ray(value)]).payload)
         return Taken(index, None, None, value)
 
 
@@ -146,7 +146,7 @@ class FramedTask(ExecutableTask):
             arguments = [task_input.resolve(values) for task_input in self.task_inputs]
             self._result = getattr(instance, self.method_name)(*arguments, **self.resolved_kwargs)
         except Exception as error:  # noqa: BLE001 - an application error, of whichever class
-            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
+            error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
             self._failed = self._failure(error, instance)
 
     def _check_executions(self, taken: list[Taken]) -> None:
@@ -200,10 +200,7 @@ class FramedTask(ExecutableTask):
                 failed = self._failure(error, None, f"what {self._name} returned cannot be sent")
             else:
                 return
-        exception = as_exception(decode_failures(failed.payload)[0])
-        if not isinstance(exception, RayTaskError):
-            exception = RayTaskError(self.method_name, str(exception), exception)
-        self.output_writer.write(exception)
+        self.output_writer.write(as_task_error(decode_failures(failed.payload)[0]))
 
     @property
     def _name(self) -> str:

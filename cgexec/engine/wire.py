@@ -37,6 +37,7 @@ from cgexec.engine.frames import (
 from cgexec.engine.segments import Mappings, Segment
 
 _CHUNK_BYTES = 1 << 16
+_MOST_DESCRIPTORS = 8  # received and not yet asked for: each comes with the first byte of its frame
 _MOST_PIECES = 512  # for one call of sendmsg; Linux takes 1024
 _NOT_NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _RELEASE = struct.Struct("<I")
@@ -73,6 +74,7 @@ class Wire:
 
     def __init__(self, sock: socket.socket, generation: int, on_backlog: Callable[[Wire], None]) -> None:
         self.sock = _Socket(fileno=sock.detach())
+        self.sock.setblocking(True)  # whatever the process's default timeout of sockets is
         self.passes_descriptors = self.sock.family == socket.AF_UNIX
         self._generation = generation
         self._on_backlog = on_backlog
@@ -87,6 +89,7 @@ class Wire:
         self._filled = 0
         self._descriptors: deque[int] = deque()
         self._mappings = Mappings(self)
+        self._no_frame = ""  # why nothing behind what has been received can be believed
         # What the other end has seen:
         self._announced: set[int] = set()
 
@@ -137,7 +140,11 @@ class Wire:
             left = _behind(pieces, sent)
             if not left:
                 return
-            self._unsent.append(_Unsent(left, descriptor if sent == 0 else None))
+            try:
+                self._unsent.append(_Unsent(left, descriptor if sent == 0 else None))
+            except OSError as error:  # no descriptor left: nothing that comes later would find its place
+                self.shut()
+                raise WireClosedError(str(error)) from error
         self._on_backlog(self)
 
     def _try(self, pieces: Sequence[Bytes], descriptor: int | None) -> int:
@@ -203,6 +210,8 @@ class Wire:
         return self._received(0 if block else socket.MSG_DONTWAIT)
 
     def _received(self, flags: int | None) -> Frame | None:
+        if self._no_frame:
+            raise WireClosedError(self._no_frame)
         try:
             while True:
                 frame = self._next()
@@ -212,8 +221,9 @@ class Wire:
                 elif flags is None or not self._fill(flags):
                     return None
         except (FrameError, MemoryError, KeyError, IndexError, ValueError) as error:
+            self._no_frame = f"what was received is no frame: {error}"
             self.shut()
-            raise WireClosedError(f"what was received is no frame: {error}") from error
+            raise WireClosedError(self._no_frame) from error
         except OSError as error:
             raise WireClosedError(str(error)) from error
 
@@ -251,11 +261,14 @@ class Wire:
         return self._frame(header, region)
 
     def _frame(self, header: Header, region: memoryview) -> Frame:
+        if header.new_segment:
+            try:
+                self._mappings.add(header.segment, self._descriptors.popleft())
+            except OSError as error:
+                raise FrameError(str(error)) from error
         if header.kind is Kind.FORGET:
             self._mappings.forget(header.segment)
         elif header.segment:
-            if header.new_segment:
-                self._mappings.add(header.segment, self._descriptors.popleft())
             return unpack_region(header, region, self._mappings.view(header.segment))
         return unpack_region(header, region)
 
@@ -286,6 +299,8 @@ class Wire:
                 received = array.array("i")
                 received.frombytes(content[: len(content) // received.itemsize * received.itemsize])
                 self._descriptors.extend(received)
+        if len(self._descriptors) > _MOST_DESCRIPTORS:
+            raise FrameError(f"{len(self._descriptors)} descriptors came with frames that name no segment")
         return data
 
 

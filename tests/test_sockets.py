@@ -3,6 +3,7 @@
 What is marked ``small`` holds for both transports; what Ray's channels cannot do is in the table of the README.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -261,14 +262,18 @@ def our_threads_here(_instance=None):
     return sum(thread.name.startswith("cgexec-") for thread in threading.enumerate())
 
 
+def open_files(pid):
+    """Return what each descriptor of a process stands for."""
+    names = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            names.append(str(entry.readlink()))
+    return names
+
+
 def left_behind(pid):
     """Return what a process has open: descriptors by kind."""
-    kinds = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            kinds.append(str(entry.readlink()).split(":")[0].split("[")[0])
-        except FileNotFoundError:
-            continue
+    kinds = [name.split(":")[0].split("[")[0] for name in open_files(pid)]
     found = {kind: kinds.count(kind) for kind in ("socket", "anon_inode", "/memfd", "pipe")}
     return {**found, "descriptors": len(kinds)}
 
@@ -316,8 +321,7 @@ def test_fifty_rebuilds_leave_nothing(spawn):
 
 STRANGERS = """
 import socket, sys, time
-names = [line.split()[-1] for line in open("/proc/net/unix") if "@cgexec-" in line]
-names = sorted({b"\\0" + name[1:].encode() for name in names})
+names = [b"\\0" + name[1:].encode() for name in sys.argv[1:]]
 kept, dropped = [], 0
 def connect(name):
     s = socket.socket(socket.AF_UNIX); s.settimeout(5)
@@ -350,25 +354,30 @@ def test_strangers_are_dropped_and_harm_no_execution(spawn, tmp_path, caplog):
     actors = spawn(3)
     script = tmp_path / "strangers.py"
     script.write_text(STRANGERS)
+    pids = [os.getpid(), *ray.get([actor.pid.remote() for actor in actors])]
     nap = actors[2].work.remote(request(0, {2: ("sleep", 4)}))
     built = []
     building = threading.Thread(
         target=lambda: built.append(GraphExecutor(actors, fan_out("work"), config=SOCKETS)), name="building"
     )
     building.start()
-    assert eventually(lambda: len(listening()) >= 3)  # the driver, and the two actors that are not busy
+    assert eventually(lambda: len(listening(pids)) == 3)  # the driver, and the two actors that are not busy
     with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        [sys.executable, str(script), *listening(pids)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
     ) as strangers:
         try:
-            assert int(strangers.stdout.readline()) >= 3
+            assert int(strangers.stdout.readline()) == 3
             descriptors = len(os.listdir("/proc/self/fd"))
             assert descriptors < 400
             building.join(60)
             assert not building.is_alive()
             (graph,) = built
             with graph:
-                assert eventually(lambda: not listening())
+                assert eventually(lambda: not listening(pids))
                 for number in range(1, 50):
                     assert graph.execute(request(number)).result == [(number, {}, (label,)) for label in range(3)]
                 assert graph.generation == 0
@@ -380,8 +389,12 @@ def test_strangers_are_dropped_and_harm_no_execution(spawn, tmp_path, caplog):
     assert len(warnings) == 1
 
 
-def listening():
-    """Return the names under which graphs listen on this machine now."""
-    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-    accepting = "00010000"  # the flag of a socket that listens
-    return {line[-1] for line in lines if line[-1].startswith("@cgexec-") and line[3] == accepting}
+def listening(pids):
+    """Return the names under which processes listen for their graph."""
+    found = set()
+    sockets = {name for pid in pids for name in open_files(pid)}
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[-1].startswith("@cgexec-") and fields[3] == "00010000" and f"socket:[{fields[6]}]" in sockets:
+            found.add(fields[-1])
+    return found

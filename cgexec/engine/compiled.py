@@ -67,7 +67,7 @@ from cgexec.settings import Settings
 _logger = logging.getLogger(__name__)
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
-_UNREACHABLE_S = 0.5  # for Ray to notice the end of a process that has gone
+_UNREACHABLE_S = 5.0  # for Ray to notice that a process has gone, and to begin to restart it: else it is killed
 _SHUTDOWN_TEARDOWN_S = 1.0
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 

@@ -74,10 +74,14 @@ _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended
 
 def bare(error: Exception) -> Exception:
     """Return ``error`` without tracebacks: it may be kept for long, and their frames hold channels."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
+    links: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while links:
+        link = links.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            links += [link.__cause__, link.__context__]
     return error
 
 
@@ -108,15 +112,16 @@ class CompiledEngine:
         self._settled_in = False
         self._on_loop_end = on_loop_end
 
-        self._input_channels = compiled.dag_input_channels
-        self._input_keys = compiled.idx_to_task[compiled.input_task_idx].output_idxs
-        self._buffer_size_bytes = settings.buffer_size_bytes.value
+        self._settings = settings
         self._inputs: list[InputEnd] = []
         self._outputs: list[OutputEnd] = []
         self._over_wires = False
         self._num_sent = 0
         self._num_collected = 0
-        self.capacity = self._depth(bound, reports, settings)
+        self.capacity = 1
+        here = ray.get_runtime_context().get_node_id()
+        used = [host_id for host_id, methods in bound.methods.items() if methods]
+        self._on_one_node = all(reports[host_id].node_id == here for host_id in used)
         tasks = {handle: list(each) for handle, each in compiled.actor_to_executable_tasks.items()}
         framed = {handle: sum(isinstance(task, FramedTask) for task in each) for handle, each in tasks.items()}
         self._num_tasks = {
@@ -141,30 +146,6 @@ class CompiledEngine:
         for host_id, loop in self._loops.items():
             loop.future().add_done_callback(partial(self._loop_ended, host_id))
         hub.on_end = self._connection_ended
-
-    def _depth(self, bound: BoundGraph, reports: Mapping[int, ActorReport], settings: Settings) -> int:
-        """Return how many executions the channels hold.
-
-        Every edge has ``max_inflight`` slots; but Ray's own channels between nodes have one, and a teardown with two
-        unread executions from another node aborts the head node's raylet.
-        """
-        here = ray.get_runtime_context().get_node_id()
-        used = [host_id for host_id, methods in bound.methods.items() if methods]
-        own = all(isinstance(end, SocketOutput) for end in self._open_outputs())
-        if own or all(reports[host_id].node_id == here for host_id in used):
-            return settings.max_inflight.value
-        return 1
-
-    def _open_outputs(self) -> list[OutputEnd]:
-        """Return the driver's ends of the output channels; one that serves several outputs is read once."""
-        known: dict[int, OutputEnd] = {}
-        for place, channel in enumerate(self._compiled.dag_output_channels):
-            if id(channel) not in known:
-                known[id(channel)] = output_end(channel, self._hub)
-            known[id(channel)].places.append(place)
-        self._outputs = list(known.values())
-        self._over_wires = all(isinstance(end, SocketOutput) for end in self._outputs)
-        return self._outputs
 
     def _loop_ended(self, host_id: int, ended: Future[Any]) -> None:
         """Note that a loop has ended. Called on one of Ray's threads, where nothing may block."""
@@ -196,10 +177,7 @@ class CompiledEngine:
         """
         deadline = Deadline.after(timeout_s)
         try:
-            self._inputs = [
-                input_end(key, channel, self._hub, self._buffer_size_bytes)
-                for key, channel in zip(self._input_keys, self._input_channels, strict=True)
-            ]
+            self._open_ends()
             members = [member for member in self._members if member.info.host_id in self._loops]
             replies = await_loops(members, self._hub.key, self._num_tasks, deadline.remaining_s())
             ready = all(reply is True for reply in replies.values()) and self._hub.await_ready(0, deadline)
@@ -208,6 +186,27 @@ class CompiledEngine:
             return False, {}
         self._settled_in = ready
         return ready and not self.broken, losses
+
+    def _open_ends(self) -> None:
+        """Open the driver's ends of the channels; one that serves several outputs is read once.
+
+        Every edge has room for ``max_inflight`` values; but Ray's own channels between nodes have one slot, and a
+        teardown with two unread executions from another node aborts the head node's raylet.
+        """
+        outputs: dict[int, OutputEnd] = {}
+        for place, channel in enumerate(self._compiled.dag_output_channels):
+            if id(channel) not in outputs:
+                outputs[id(channel)] = output_end(channel, self._hub)
+            outputs[id(channel)].places.append(place)
+        self._outputs = list(outputs.values())
+        self._over_wires = all(isinstance(end, SocketOutput) for end in self._outputs)
+        self.capacity = self._settings.max_inflight.value if self._over_wires or self._on_one_node else 1
+        channels = self._compiled.dag_input_channels
+        keys = self._compiled.idx_to_task[self._compiled.input_task_idx].output_idxs
+        buffer_size_bytes = self._settings.buffer_size_bytes.value
+        self._inputs = [
+            input_end(key, channel, self._hub, buffer_size_bytes) for key, channel in zip(keys, channels, strict=True)
+        ]
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Return the serialised value for each input channel; nothing is sent."""
@@ -344,7 +343,7 @@ class CompiledEngine:
         except Exception:
             _logger.exception("the teardown of a compiled graph did not end well")
         ray.kill(self._compiled._proxy_actor)
-        self._inputs, self._outputs, self._input_channels = [], [], []  # the last to hold their connections
+        self._inputs, self._outputs = [], []  # the last to hold their connections
         release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
         reason = "was still in the graph when its teardown had to end, and was killed"
         return {

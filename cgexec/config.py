@@ -57,7 +57,7 @@ class GraphConfig:
     overlap_gpu_communication: bool | None = None
     fail_fast: bool = True
     transport: Transport = "socket"
-    pool_bytes: int = 1 << 30
+    pool_bytes: int = 1 << 29
 
     def __post_init__(self) -> None:
         for source in SOURCES:

@@ -39,10 +39,10 @@ from cgexec.engine.driver_ends import (
     NothingWrittenError,
     OutputEnd,
     SocketOutput,
+    WireOutputs,
     input_end,
     output_end,
     read_in_turn,
-    read_wires,
 )
 from cgexec.engine.edges import Taken, actor_name
 from cgexec.engine.failures import as_exception, capture, decode_failures
@@ -115,7 +115,7 @@ class CompiledEngine:
         self._settings = settings
         self._inputs: list[InputEnd] = []
         self._outputs: list[OutputEnd] = []
-        self._over_wires = False
+        self._over_wires: WireOutputs | None = None  # if all outputs come so
         self._num_sent = 0
         self._num_collected = 0
         self.capacity = 1
@@ -182,6 +182,9 @@ class CompiledEngine:
             replies = await_loops(members, self._hub.key, self._num_tasks, deadline.remaining_s())
             ready = all(reply is True for reply in replies.values()) and self._hub.await_ready(0, deadline)
             losses = {host_id: reply for host_id, reply in replies.items() if isinstance(reply, Exception)}
+            over_wires = [end for end in self._outputs if isinstance(end, SocketOutput)]
+            if ready and len(over_wires) == len(self._outputs):
+                self._over_wires = WireOutputs(over_wires, self._hub.alarm)
         except RayChannelError:
             return False, {}
         self._settled_in = ready
@@ -199,8 +202,8 @@ class CompiledEngine:
                 outputs[id(channel)] = output_end(channel, self._hub)
             outputs[id(channel)].places.append(place)
         self._outputs = list(outputs.values())
-        self._over_wires = all(isinstance(end, SocketOutput) for end in self._outputs)
-        self.capacity = self._settings.max_inflight.value if self._over_wires or self._on_one_node else 1
+        over_wires = all(isinstance(end, SocketOutput) for end in self._outputs)
+        self.capacity = self._settings.max_inflight.value if over_wires or self._on_one_node else 1
         channels = self._compiled.dag_input_channels
         keys = self._compiled.idx_to_task[self._compiled.input_task_idx].output_idxs
         buffer_size_bytes = self._settings.buffer_size_bytes.value
@@ -259,8 +262,8 @@ class CompiledEngine:
     def _read(
         self, waiting: Sequence[OutputEnd], deadline: Deadline
     ) -> tuple[Sequence[tuple[OutputEnd, Taken]], RayChannelError | None]:
-        if self._over_wires:
-            return read_wires(cast("Sequence[SocketOutput]", waiting), deadline.remaining_s(), self._hub.alarm)
+        if self._over_wires is not None:
+            return self._over_wires.read(cast("Sequence[SocketOutput]", waiting), deadline.remaining_s())
         return read_in_turn(waiting, deadline, self._read_slice_s)
 
     def _output(self, taken: Taken, port: OutputPort) -> Output:
@@ -343,7 +346,7 @@ class CompiledEngine:
         except Exception:
             _logger.exception("the teardown of a compiled graph did not end well")
         ray.kill(self._compiled._proxy_actor)
-        self._inputs, self._outputs = [], []  # the last to hold their connections
+        self._inputs, self._outputs, self._over_wires = [], [], None  # the last to hold their connections
         release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
         reason = "was still in the graph when its teardown had to end, and was killed"
         return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import select
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -89,49 +89,66 @@ class SocketOutput:
         return self._inlet.wire
 
     def read(self, timeout_s: float) -> Taken:
-        found, error = read_wires([self], timeout_s)
-        if error is not None:
-            raise error
-        if not found:
-            raise RayChannelTimeoutError("nothing has arrived")
-        return found[0][1]
+        deadline = Deadline.after(timeout_s)
+        while True:
+            found, error = WireOutputs([self], None).read([self], deadline.remaining_s())
+            if found:
+                return found[0][1]
+            if error is not None:
+                raise error
+            if deadline.remaining_s() == 0:
+                raise RayChannelTimeoutError("nothing has arrived")
 
 
-def read_wires(
-    waiting: Sequence[SocketOutput], timeout_s: float, alarm: int | None = None
-) -> tuple[list[tuple[SocketOutput, Taken]], RayChannelError | None]:
-    """Return what has arrived for each, waiting for some; and what is wrong, if a wire has ended.
+class WireOutputs:
+    """The outputs of a graph that all come over wires: one poll for all of them.
 
-    The wait is over, too, when the descriptor ``alarm`` can be read.
+    ``alarm`` is a descriptor that ends a wait when it can be read.
     """
-    found: list[tuple[SocketOutput, Taken]] = []
-    error: RayChannelError | None = None
-    try:
+
+    def __init__(self, outputs: Sequence[SocketOutput], alarm: int | None) -> None:
+        self._by_descriptor = {output.wire.fileno(): output for output in outputs}
+        self._alarm = alarm
+        self._poll_all = self._poller(self._by_descriptor)
+
+    def _poller(self, descriptors: Iterable[int]) -> select.poll:
+        poller = select.poll()
+        for descriptor in descriptors:
+            poller.register(descriptor, select.POLLIN)
+        if self._alarm is not None:
+            poller.register(self._alarm, select.POLLIN)
+        return poller
+
+    def read(
+        self, waiting: Sequence[SocketOutput], timeout_s: float
+    ) -> tuple[list[tuple[SocketOutput, Taken]], RayChannelError | None]:
+        """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended."""
+        found: list[tuple[SocketOutput, Taken]] = []
+        error: RayChannelError | None = None
         for output in waiting:
-            frame = output.wire.buffered()
-            if frame is not None:
-                found.append((output, Taken.from_frame(frame)))
-        if found:
-            return found, None
-        by_descriptor = {output.wire.fileno(): output for output in waiting}
-    except WireClosedError as closed:
-        return found, RayChannelError(f"Channel closed: {closed}")
-    poller = select.poll()
-    for descriptor in by_descriptor:
-        poller.register(descriptor, select.POLLIN)
-    if alarm is not None:
-        poller.register(alarm, select.POLLIN)
-    for descriptor, _ in poller.poll(math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
-        if descriptor == alarm:
-            continue
+            error = self._take(output, found, buffered=True) or error
+        if found or error is not None:
+            return found, error
+        poller = self._poll_all
+        if len(waiting) < len(self._by_descriptor):
+            poller = self._poller(output.wire.fileno() for output in waiting)
+        for descriptor, _ in poller.poll(math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
+            if descriptor != self._alarm:
+                error = self._take(self._by_descriptor[descriptor], found, buffered=False) or error
+        return found, error
+
+    def _take(
+        self, output: SocketOutput, found: list[tuple[SocketOutput, Taken]], *, buffered: bool
+    ) -> RayChannelError | None:
+        """Add the next frame of ``output`` to ``found``, if it has arrived; return what is wrong with its wire."""
+        wire = output.wire
         try:
-            frame = by_descriptor[descriptor].wire.receive(block=False)
+            frame = wire.buffered() if buffered else wire.receive(block=False)
         except WireClosedError as closed:
-            error = RayChannelError(f"Channel closed: {closed}")
-        else:
-            if frame is not None:
-                found.append((by_descriptor[descriptor], Taken.from_frame(frame)))
-    return found, error
+            return RayChannelError(f"Channel closed: {closed}")
+        if frame is not None:
+            found.append((output, Taken.from_frame(frame)))
+        return None
 
 
 class RayInput:
@@ -213,7 +230,7 @@ class ForeignOutput:
 def read_in_turn(
     waiting: Sequence[OutputEnd], deadline: Deadline, slice_s: float
 ) -> tuple[list[tuple[OutputEnd, Taken]], RayChannelError | None]:
-    """Read each, waiting a slice of time at most, until one has something; as ``read_wires``."""
+    """Read each, waiting a slice of time at most, until one has something; answers as ``WireOutputs.read``."""
     while True:
         found: list[tuple[OutputEnd, Taken]] = []
         for output in waiting:

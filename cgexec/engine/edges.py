@@ -141,8 +141,7 @@ class Edge(ChannelInterface):
 
     def write(self, value: Any, timeout: float | None = None) -> None:  # noqa: ARG002 - Ray's signature
         """Write ``value``, or a RayTaskError, as what this writer wrote ``n``-th."""
-        hub = self._hub()
-        outlet: Outlet = hub.shared(self.channel_id + b"written", lambda: self.open_writer(hub))
+        outlet = self.kept_outlet(self._hub())
         encoded: Encoded | None = None
         if isinstance(value, RayTaskError):
             encoded = encode_failures([from_ray(value)])
@@ -150,6 +149,14 @@ class Edge(ChannelInterface):
             encoded = payload.encode(value)
         outlet.put(encoded, value, self._num_written)
         self._num_written += 1
+
+    def kept_outlet(self, hub: Hub) -> Outlet:
+        """Return the outlet that ``write`` uses. Raises RayChannelError as ``open_writer``."""
+        with ending_as_ray_says():
+            kept: list[Outlet] = hub.shared(self.channel_id + b"written", list)
+        if not kept:
+            kept.append(self.open_writer(hub))  # not under the hub's lock: it may take a while
+        return kept[0]
 
     def _hub(self) -> Hub:
         with ending_as_ray_says():

@@ -60,7 +60,9 @@ def capture(error: Exception, origin: OutputPort | None, instance: Any, transfer
 def from_ray(error: RayTaskError) -> Failure:
     """Return what one of Ray's own tasks, or channels, hands on for an error."""
     cause = error.cause if isinstance(error.cause, Exception) else error
-    return replace(capture(cause, None, None), traceback_text=str(error), actor_class="")
+    # What Ray has made an instance of its cause says no more where it was raised.
+    where = {"pid": error.pid, "node_ip": error.ip} if {"pid", "ip"} <= vars(error).keys() else {}
+    return replace(capture(cause, None, None), traceback_text=str(error), actor_class="", **where)
 
 
 def encode_failures(failures: Iterable[Failure]) -> Encoded:

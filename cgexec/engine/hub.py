@@ -217,9 +217,12 @@ class Hub:
                 del _registry[self.key, self.identity]
         for wire in wires:
             wire.shut()
-        for closer in closers:
-            closer()
         self._wake_up()
+        for closer in closers:
+            try:
+                closer()
+            except Exception:
+                _logger.exception("a channel of a graph that has ended could not be closed")
 
     def has_ended(self, timeout_s: float) -> bool:
         """Return whether the hub's thread has ended, within ``timeout_s``."""

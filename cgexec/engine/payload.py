@@ -2,7 +2,8 @@
 
 Arrays and other buffers stay out of the pickle (protocol 5), so that they are copied once. They are read-only where
 they are loaded, whatever their size and however they travelled: they may lie in memory that other readers see. (What
-numpy itself puts into the pickle is private and stays writable: arrays with gaps, of objects, of dates.)
+numpy itself puts into the pickle is private and stays writable: arrays with gaps, of objects, of dates. So is what is
+in a value of a million buffers and more, which travels as a pickle alone.)
 """
 
 from __future__ import annotations

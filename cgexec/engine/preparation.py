@@ -25,13 +25,13 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RaySystemError
+from ray.exceptions import GetTimeoutError, RayChannelError, RaySystemError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
 from cgexec.engine.protocol import Member
-from cgexec.engine.tasks import FramedTask
+from cgexec.engine.tasks import FramedTask, open_foreign
 from cgexec.errors import GraphSpecError
 
 # Private: the functions that Ray's compiled graphs run for as long as an actor is in one.
@@ -198,8 +198,7 @@ def end_graph(_instance: Any, graph_id: str, hub: Hub | None = None) -> None:
 def settle_in(_instance: Any, key: GraphKey, num_framed: int, num_foreign: int, timeout_s: float) -> bool:
     """Wait until every task of this actor's loop has its channels open and connected. *In the actor.*
 
-    Returns whether they are. Tasks of Ray's own open a channel when they first read it, and Ray aborts the whole
-    process if the channel's writer has died by then: so their channels are opened here.
+    Returns whether they are. Tasks of Ray's own open theirs when they first use them, so those are opened here.
     """
     deadline = Deadline.after(timeout_s)
     try:
@@ -209,11 +208,9 @@ def settle_in(_instance: Any, key: GraphKey, num_framed: int, num_foreign: int, 
                 return False
             time.sleep(_LOOP_POLL_S)
         for task in tasks if num_foreign else ():
-            hub.close_with(task.cancel)
-            for channel in task.input_channels:
-                channel.ensure_registered_as_reader()
-        return hub.await_ready(num_framed, deadline)
-    except HubClosedError:
+            open_foreign(task, hub)
+        return hub.await_ready(num_framed + num_foreign, deadline)
+    except (HubClosedError, RayChannelError):
         return False
 
 

@@ -70,6 +70,21 @@ def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
     return _Foreign(channel), 1
 
 
+def open_foreign(task: Any, hub: Hub) -> None:
+    """Open the channels of a task of Ray's own, which would open them when it first reads and writes."""
+    hub.close_with(task.cancel)
+    for channel in task.output_channels:
+        if isinstance(channel, Edge):
+            channel.kept_outlet(hub)
+    for channel in task.input_channels:
+        source = channel._inner_channel if isinstance(channel, CachedChannel) else channel
+        if isinstance(source, Edge):
+            source.open_reader(hub)
+        else:  # Ray aborts the process if the channel's writer has died before it is opened
+            channel.ensure_registered_as_reader()
+    hub.task_started()
+
+
 class FramedTask(ExecutableTask):
     """One method of one actor in the graph."""
 

@@ -1,0 +1,282 @@
+"""Values to bytes and back: nothing changes but that arrays come out read-only, over memory of their own."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cgexec.engine import frames
+from cgexec.engine import payload as payload_module
+from cgexec.engine.frames import HEADER, Encoded, Frame, Kind, join, offsets, pack, unpack, unpack_header, unpack_region
+from cgexec.engine.payload import LARGE_BYTES, decode, encode
+
+Array = np.ndarray[Any, Any]
+
+
+def in_one_piece(encoded: Encoded) -> Frame:
+    return unpack(join(pack(encoded, 1, 2)))
+
+
+def through_a_segment(encoded: Encoded) -> Frame:
+    data = join(pack(encoded, 1, 2, 7))
+    shared = bytearray(encoded.buffer_bytes())
+    for buffer, start in zip(encoded.buffers, offsets(0, [b.nbytes for b in encoded.buffers]), strict=True):
+        shared[start : start + buffer.nbytes] = buffer
+    return unpack_region(unpack_header(data), memoryview(data)[HEADER.size :], memoryview(shared))
+
+
+TRAVELS = pytest.mark.parametrize("travel", [in_one_piece, through_a_segment])
+Travel = Callable[[Encoded], Frame]
+
+
+@dataclass
+class Batch:
+    data: Any
+    names: list[str] = field(default_factory=list)
+
+
+class Text(str):
+    """A plain type's subclass, which is none itself."""
+
+    __slots__ = ()
+
+
+class Number(int):
+    __slots__ = ()
+
+
+PLAIN = [None, True, 0, -(2**100), 0.5, 1j, "text", "\ud800", "x" * LARGE_BYTES, float("inf")]
+BYTES = [b"", b"bytes", bytes(LARGE_BYTES - 1), bytes(LARGE_BYTES), bytes(range(256)) * 4096]
+NESTED = [
+    {"a": [1, (2, {3})], None: b"x" * LARGE_BYTES},
+    [],
+    bytearray(b"abc"),
+    bytearray(LARGE_BYTES),
+    Batch(1, ["x"]),
+    Text("text"),
+    Number(7),
+    np.float64(0.5),
+    range(3),
+    Batch,
+]
+
+
+@TRAVELS
+@pytest.mark.parametrize(
+    "value", PLAIN + BYTES + NESTED, ids=lambda value: f"{type(value).__name__} {str(value)[:12]!r}"
+)
+def test_a_value_stays_equal_and_of_its_type(value: Any, travel: Travel) -> None:
+    found = decode(travel(encode(value)))
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_bytes_travel_as_they_are() -> None:
+    small, large = encode(b"x" * (LARGE_BYTES - 1)), encode(b"x" * LARGE_BYTES)
+    assert (small.kind, len(small.payload), len(small.buffers)) == (Kind.BYTES, LARGE_BYTES - 1, 0)
+    assert (large.kind, large.payload, [buffer.nbytes for buffer in large.buffers]) == (Kind.BYTES, b"", [LARGE_BYTES])
+
+
+def test_a_subclass_of_bytes_is_not_taken_for_bytes() -> None:
+    class Named(bytes):
+        name = "n"
+
+    found = decode(in_one_piece(encode(Named(b"abc"))))
+    assert (found, found.name, type(found).__name__) == (b"abc", "n", "Named")
+
+
+def test_functions_and_classes_that_have_no_module_are_carried() -> None:
+    class Local:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+
+        def times(self, value: int) -> int:
+            return self.factor * value
+
+    add: Callable[[int], int] = lambda value: value + 1  # noqa: E731 - a lambda is what is tested
+    found_add, found_local = decode(in_one_piece(encode((add, Local(3)))))
+    assert found_add(1) == 2
+    assert found_local.times(5) == 15
+
+
+# -- arrays ------------------------------------------------------------------------------------------------------------
+
+ARRAYS: dict[str, Array] = {
+    "small": np.arange(3.0),
+    "large": np.arange(LARGE_BYTES, dtype="f8"),
+    "fortran order": np.asfortranarray(np.arange(12).reshape(3, 4)),
+    "axes swapped": np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2),
+    "no dimensions": np.array(3.5),
+    "empty": np.zeros((0, 3)),
+    "empty elements": np.zeros(3, "S0"),
+    "structured": np.array([(1, 2.5), (3, 4.5)], "i4,f8"),
+    "text": np.array(["a", "bc"]),
+    "bool": np.array([True, False]),
+    "long double": np.arange(3, dtype="g"),
+    "read-only": np.frombuffer(bytes(range(48)), "i8"),
+}
+# numpy does not leave these out of the pickle:
+ARRAYS_IN_THE_PICKLE: dict[str, Array] = {
+    "with gaps": np.arange(20)[::2],
+    "large with gaps": np.arange(2 * LARGE_BYTES)[::2],
+    "backwards": np.arange(20)[::-1],
+    "broadcast": np.broadcast_to(np.arange(3), (4, 3)),
+    "dates": np.array(["2020-01-01", "NaT"], "M8[D]"),
+    "objects": np.array([1, "a", None], object),
+}
+OTHERWISE = {"i": -1, "M": np.datetime64("1999-12-31"), "O": "otherwise"}  # by kind: what none of them holds
+EVERY_ARRAY = {**ARRAYS, **ARRAYS_IN_THE_PICKLE}
+WRAPPINGS: dict[str, Callable[[Array], Any]] = {
+    "alone": lambda array: array,
+    "nested": lambda array: {"a": [(array, 1)], "b": "text"},
+    "in an object": lambda array: Batch(array),
+    "twice": lambda array: [array, array],
+}
+
+
+def arrays_in(value: Any) -> Iterator[Array]:
+    match value:
+        case np.ndarray():
+            yield value
+        case Batch(data):
+            yield from arrays_in(data)
+        case dict():
+            yield from arrays_in(list(value.values()))
+        case list() | tuple():
+            for item in value:
+                yield from arrays_in(item)
+
+
+@TRAVELS
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
+@pytest.mark.parametrize("array", EVERY_ARRAY.values(), ids=EVERY_ARRAY)
+def test_arrays_stay_equal_and_get_memory_of_their_own(
+    array: Array, wrap: Callable[[Array], Any], travel: Travel
+) -> None:
+    value = wrap(array)
+    found = list(arrays_in(decode(travel(encode(value)))))
+    assert len(found) == len(list(arrays_in(value)))
+    for each in found:
+        np.testing.assert_array_equal(each, array)
+        assert (each.dtype, each.shape) == (array.dtype, array.shape)
+        assert not np.shares_memory(each, array)
+
+
+@TRAVELS
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_arrays_are_read_only(array: Array, travel: Travel) -> None:
+    found = decode(travel(encode(array)))
+    assert not found.flags.writeable
+    with pytest.raises(ValueError, match=r"read-only|WRITEABLE"):
+        found[...] = found
+
+
+@TRAVELS
+@pytest.mark.parametrize("array", ARRAYS_IN_THE_PICKLE.values(), ids=ARRAYS_IN_THE_PICKLE)
+def test_arrays_that_numpy_keeps_in_the_pickle_come_out_writable_and_private(array: Array, travel: Travel) -> None:
+    before, encoded = array.copy(), encode({"one": array, "other": array[:]})
+    payload, buffers = encoded.payload, [bytes(buffer) for buffer in encoded.buffers]
+    frame = travel(encoded)
+    first, second = decode(frame), decode(frame)
+    changed = first["one"]
+    np.testing.assert_array_equal(changed, before)
+    assert changed.flags.writeable
+    changed[...] = OTHERWISE[array.dtype.kind]
+    assert set(changed.ravel().tolist()).isdisjoint(before.ravel().tolist())
+    for unchanged in (array, first["other"], *second.values(), *decode(frame).values()):
+        np.testing.assert_array_equal(unchanged, before)
+    assert (encoded.payload, [bytes(buffer) for buffer in encoded.buffers]) == (payload, buffers)
+    assert (bytes(frame.payload), [bytes(buffer) for buffer in frame.buffers]) == (payload, buffers)
+
+
+@TRAVELS
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c16"])
+def test_arrays_are_aligned(dtype: str, travel: Travel) -> None:
+    found = decode(travel(encode([np.zeros(3, "i1"), np.zeros(5, dtype), np.zeros(1, dtype)])))
+    assert all(each.flags.aligned for each in found)
+
+
+def test_an_array_that_stands_twice_is_still_one() -> None:
+    array = np.arange(4)
+    first, second = decode(in_one_piece(encode([array, array])))
+    assert first is second
+
+
+def test_the_buffers_of_an_array_are_views_and_the_pickle_does_not_hold_them() -> None:
+    array = np.arange(LARGE_BYTES, dtype="f8")
+    encoded = encode({"a": array})
+    (buffer,) = encoded.buffers
+    assert np.shares_memory(np.frombuffer(buffer, "f8"), array)
+    assert len(encoded.payload) < 1000
+    assert encoded.buffer_bytes() == array.nbytes
+
+
+@TRAVELS
+@pytest.mark.parametrize("num_more", [0, 1])
+def test_a_value_of_more_buffers_than_a_frame_holds_is_pickled_in_band(
+    monkeypatch: pytest.MonkeyPatch, travel: Travel, num_more: int
+) -> None:
+    monkeypatch.setattr(payload_module, "MOST_BUFFERS", 8)
+    monkeypatch.setattr(frames, "MOST_BUFFERS", 8)
+    arrays = [np.arange(index, index + 5.0) for index in range(8 + num_more)]
+    encoded = encode(arrays)
+    assert (encoded.kind, len(encoded.buffers)) == (Kind.VALUE, 0 if num_more else 8)
+    if not num_more or travel is in_one_piece:  # without buffers there is no segment to go through
+        found = decode(travel(encoded))
+        assert [each.tolist() for each in found] == [each.tolist() for each in arrays]
+        assert not any(np.shares_memory(each, other) for each in found for other in arrays)
+
+
+# -- what cannot be carried --------------------------------------------------------------------------------------------
+
+
+class Refuses:
+    """Raises as it is pickled."""
+
+    def __reduce__(self) -> Any:
+        raise ConnectionError("not me")
+
+
+class RefusesToLoad:
+    """Raises as it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return int, ("not a number",)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (threading.Lock(), TypeError),
+        ([threading.Lock()], TypeError),
+        ((each for each in ()), TypeError),
+        (Refuses(), ConnectionError),
+        ({"a": Refuses()}, ConnectionError),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_what_cannot_be_pickled_raises_what_pickling_it_raises(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        encode(value)
+
+
+def test_what_cannot_be_loaded_raises_what_loading_it_raises() -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        decode(in_one_piece(encode(RefusesToLoad())))
+
+
+def test_a_payload_that_is_no_pickle_raises() -> None:
+    with pytest.raises(pickle.UnpicklingError):
+        decode(Frame(Kind.VALUE, 1, 2, b"\xff\xff"))
+
+
+def test_a_pickle_whose_buffers_are_missing_raises() -> None:
+    encoded = encode(np.arange(4))
+    with pytest.raises(pickle.UnpicklingError):
+        decode(Frame(Kind.VALUE, 1, 2, encoded.payload))

@@ -1,0 +1,139 @@
+"""Shared memory over a wire: passed once, written again when its readers let go, and gone with the wire."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from leaks import nothing_left, num_descriptors
+from wires import MEGABYTE, Ends, ends_of, flush_all, in_a_thread, joined, tcp_pair
+
+from cgexec.engine.frames import Encoded, Kind
+from cgexec.engine.payload import encode
+from cgexec.engine.segments import Segment, SegmentPool
+from cgexec.engine.wire import WireClosedError
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def unix(_leaves_nothing: None) -> Iterator[Ends]:
+    both = ends_of(*socket.socketpair())
+    yield both
+    both.close()
+
+
+# -- segments ----------------------------------------------------------------------------------------------------------
+
+
+def share(ends: Ends, pool: SegmentPool, value: Any) -> Segment:
+    """Send ``value`` through shared memory, as an edge does."""
+    for number in ends.writer.take_releases():
+        pool.released(number)
+    encoded = encode(value)
+    segment, given_up = pool.take(encoded.buffer_bytes())
+    for number in given_up:
+        ends.writer.forget(number)
+    assert segment is not None
+    segment.write(encoded.buffers)
+    ends.writer.send(encoded, 0, segment)
+    return segment
+
+
+def test_a_segment_is_passed_once_and_written_again_when_the_reader_lets_go(unix: Ends) -> None:
+    pool = SegmentPool(64 * MEGABYTE)
+    before = num_descriptors()
+    for number in range(50):
+        assert share(unix, pool, np.full(MEGABYTE, number, "u1")).number == 1
+        found = unix.receive()
+        assert (set(found[:: MEGABYTE // 10]), found.flags.writeable) == ({number}, False)
+        del found
+    assert num_descriptors() <= before + 3
+
+
+def test_a_segment_that_an_array_lies_on_is_not_written(unix: Ends) -> None:
+    pool = SegmentPool(64 * MEGABYTE)
+    kept = []
+    for number in range(10):
+        share(unix, pool, np.full(MEGABYTE, number, "u1"))
+        kept.append(unix.receive()[7:9])
+    assert [row.tolist() for row in kept] == [[number] * 2 for number in range(10)]
+    kept.clear()
+    assert share(unix, pool, np.zeros(MEGABYTE, "u1")).number <= 10
+    assert unix.receive().size == MEGABYTE
+
+
+def test_a_segment_that_was_given_up_is_forgotten_by_the_reader(unix: Ends) -> None:
+    pool = SegmentPool(4 * MEGABYTE)
+    before = num_descriptors()
+    for size in (4, 1, 3, 2, 4, 1, 4) * 3:
+        share(unix, pool, np.full(size * MEGABYTE, size, "u1"))
+        assert unix.receive().size == size * MEGABYTE
+    unix.send("the end")
+    assert unix.receive() == "the end"
+    assert num_descriptors() <= before + 3 * 4
+
+
+def test_a_release_fits_for_every_segment_that_there_can_be(unix: Ends) -> None:
+    pool = SegmentPool(1 << 30)
+    kept = []
+    for number in range(64):
+        share(unix, pool, np.full(1 << 16, number, "u1"))
+        kept.append(unix.receive())
+    kept.clear()
+    assert sorted(unix.writer.take_releases()) == list(range(1, 65))
+
+
+def test_new_segments_wait_in_a_backlog_with_their_descriptors(unix: Ends) -> None:
+    pool = SegmentPool(64 * MEGABYTE)
+    unix.send(bytes(4 * MEGABYTE))
+    for number in range(5):
+        share(unix, pool, np.full(MEGABYTE, number, "u1"))
+    flushing = in_a_thread(lambda: flush_all(unix.writer))
+    assert len(unix.receive()) == 4 * MEGABYTE
+    for number in range(5):
+        assert set(unix.receive()[::1000]) == {number}
+    assert joined(flushing)
+
+
+def test_a_backlog_of_new_segments_that_is_never_sent_leaves_nothing_open(unix: Ends) -> None:
+    unix.send(bytes(4 * MEGABYTE))
+    before = num_descriptors()
+    share(unix, SegmentPool(MEGABYTE), np.zeros(MEGABYTE, "u1"))
+    assert num_descriptors() > before
+
+
+def test_a_wire_between_nodes_passes_no_descriptors() -> None:
+    here, there = tcp_pair()
+    ends = ends_of(here, there)
+    assert not ends.writer.passes_descriptors
+    ends.send(np.arange(MEGABYTE))
+    flushing = in_a_thread(lambda: flush_all(ends.writer))
+    np.testing.assert_array_equal(ends.receive(), np.arange(MEGABYTE))
+    assert joined(flushing)
+
+
+def test_every_frame_is_delivered_though_the_writer_has_not_read_what_was_released(unix: Ends) -> None:
+    pool = SegmentPool(8 * MEGABYTE)
+    share(unix, pool, np.zeros(MEGABYTE, "u1"))
+    unix.receive()
+    for number in range(20):
+        unix.send(number)
+    unix.writer.sock.close()  # as the system does when the writer's process ends
+    assert [unix.receive() for _ in range(20)] == list(range(20))
+    with pytest.raises(WireClosedError):
+        unix.receive()
+
+
+def test_a_segment_that_is_too_short_for_its_frame_ends_the_wire(unix: Ends) -> None:
+    segment = Segment(1, 1 << 16)
+    unix.writer.send(Encoded(Kind.VALUE, b"x", [memoryview(bytes(1 << 17))]), 0, segment)
+    with pytest.raises(WireClosedError, match="do not fill"):
+        unix.reader.receive(block=True)

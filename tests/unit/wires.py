@@ -1,0 +1,73 @@
+"""Both ends of a connection in one process."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cgexec.engine.payload import decode, encode
+from cgexec.engine.segments import Segment
+from cgexec.engine.wire import Wire
+
+GENERATION = 3
+LONG_S = 30.0
+MEGABYTE = 1 << 20
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        here = socket.create_connection(listener.getsockname())
+        return here, listener.accept()[0]
+
+
+PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {"unix": socket.socketpair, "tcp": tcp_pair}
+
+
+@dataclass
+class Ends:
+    """Both ends of a connection, and who was told that something had to wait."""
+
+    writer: Wire
+    reader: Wire
+    backlogged: list[Wire] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Shut both ends and let go of them."""
+        for wire in (self.writer, self.reader):
+            wire.shut()
+        self.backlogged.clear()
+        del self.writer, self.reader
+
+    def send(self, value: Any, execution: int = 0, segment: Segment | None = None) -> None:
+        self.writer.send(encode(value), execution, segment)
+
+    def receive(self) -> Any:
+        frame = self.reader.receive(block=True)
+        assert frame is not None
+        return decode(frame)
+
+
+def ends_of(here: socket.socket, there: socket.socket) -> Ends:
+    backlogged: list[Wire] = []
+    return Ends(Wire(here, GENERATION, backlogged.append), Wire(there, GENERATION, backlogged.append), backlogged)
+
+
+def flush_all(wire: Wire) -> None:
+    """Do what a hub's thread does for a wire with a backlog."""
+    while not wire.flush():
+        select.select([], [wire], [], LONG_S)
+
+
+def in_a_thread(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def joined(thread: threading.Thread) -> bool:
+    thread.join(LONG_S)
+    return not thread.is_alive()

@@ -12,6 +12,7 @@ from reference import Call, Failed, Part, Reference
 from workers import Boxed, Stage
 
 from cgexec import GraphExecutor, JobError, JobFailed, JobSucceeded, RefBox, TransferError
+from cgexec.engine import tasks
 
 NUM_ACTORS = 4
 
@@ -319,4 +320,34 @@ def test_a_node_with_a_type_hint_of_its_own_keeps_it(small, spawn):
             else:
                 assert status.result == expected
         assert graph.generation == 0
+    check_arguments(actors)
+
+
+def through_rays_own(inp, actors):
+    """The second stage, and two methods that share an input, are tasks of Ray's own."""
+    first = actors[0].f.bind(inp)
+    second = actors[1].m1.bind(first)
+    return [actors[2].f.bind(second), actors[3].m2.bind(inp, first), actors[3].m3.bind(first), second]
+
+
+def test_tasks_of_rays_own_work_among_ours(small, spawn, monkeypatch):
+    """As collectives and tasks with tensors on an accelerator do, which cannot be had here."""
+
+    monkeypatch.setattr(tasks, "is_rays_own", lambda task: task.dag_node.get_method_name() in ("m1", "m2"))
+    reference = Reference(through_rays_own, NUM_ACTORS)
+    actors = spawn(NUM_ACTORS, Stage)
+    with GraphExecutor(actors, through_rays_own, config=small) as graph:
+        for number in range(12):
+            orders = {"1.m1": "raise"} if number % 3 == 1 else {"2.f": "raise"} if number % 3 == 2 else {}
+            status = graph.execute((number, orders, ()), timeout_s=30)
+            expected = reference.answer((number, orders, ()))
+            if orders:
+                assert isinstance(status, JobFailed), status
+                assert isinstance(status.error, ValueError)
+                (failed, *_) = [each for each in expected if isinstance(each, Failed)]
+                assert status.error.cause.args == failed.failures[0]
+            else:
+                assert status.result == expected
+        graph.rebuild()
+        assert graph.execute((99, {}, ())).result == reference.answer((99, {}, ()))
     check_arguments(actors)

@@ -104,6 +104,7 @@ class Edge(ChannelInterface):
         self.channel_id = channel_id
         self.writer = writer
         self.has_local = has_local
+        self.cached_by_ray: set[str] = set()  # the actors where tasks of Ray's own share it, through Ray's cache
         self._num_read = self._num_written = 0
 
     # -- for our own tasks -------------------------------------------------------------------------------------------

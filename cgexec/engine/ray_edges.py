@@ -51,7 +51,8 @@ class RayEdge(Edge):
         self.carrier = carrier
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RayEdge, (self.key, self.channel_id, self.writer, self.has_local, self.carrier)
+        arguments = (self.key, self.channel_id, self.writer, self.has_local, self.carrier)
+        return RayEdge, arguments, {"cached_by_ray": self.cached_by_ray}
 
     @property
     def has_remote(self) -> bool:

@@ -92,7 +92,8 @@ class SocketEdge(Edge):
         self._addresses = addresses
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SocketEdge, (self.key, self.channel_id, self.writer, self.has_local, self._addresses)
+        arguments = (self.key, self.channel_id, self.writer, self.has_local, self._addresses)
+        return SocketEdge, arguments, {"cached_by_ray": self.cached_by_ray}
 
     @property
     def has_remote(self) -> bool:

@@ -29,9 +29,10 @@ from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.cached_channel import CachedChannel
 
 from cgexec.engine import payload
-from cgexec.engine.edges import Edge, Outlet, Taken, Tap, ending_as_ray_says
+from cgexec.engine.edges import Edge, Outlet, Taken, Tap, actor_name, ending_as_ray_says
 from cgexec.engine.failures import as_task_error, capture, decode_failures, encode_failures, from_ray, merged
 from cgexec.engine.frames import Encoded
+from cgexec.engine.graph_spec import actor_of
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.protocol import OutputPort
 
@@ -64,6 +65,8 @@ def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
     cached = isinstance(channel, CachedChannel)
     source = channel._inner_channel if cached else channel
     if isinstance(source, Edge):
+        if hub.identity in source.cached_by_ray:
+            return _Foreign(channel), 1
         return source.open_reader(hub), channel._num_reads if cached else 1
     channel.ensure_registered_as_reader()
     hub.close_with(channel.close)
@@ -239,6 +242,12 @@ def _make_task(task: Any, args: Any, kwargs: Any) -> Any:
     return ExecutableTask(task, args, kwargs) if make is None else make(task, args, kwargs)
 
 
+def is_rays_own(task: Any) -> bool:
+    """Return whether a task is to stay Ray's: a collective, or one that has to do with an accelerator."""
+    hints = [task.dag_node.type_hint, *task.arg_type_hints]
+    return isinstance(task.dag_node, CollectiveOutputNode) or any(hint.requires_accelerator() for hint in hints)
+
+
 @contextmanager
 def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Iterator[None]:
     """Let the graph that this thread compiles meanwhile be made of framed tasks; ``origin_of(node)`` names each.
@@ -248,8 +257,10 @@ def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Itera
     global _num_compiling
 
     def make(task: Any, args: Any, kwargs: Any) -> Any:
-        hints = [task.dag_node.type_hint, *task.arg_type_hints]
-        if isinstance(task.dag_node, CollectiveOutputNode) or any(hint.requires_accelerator() for hint in hints):
+        if is_rays_own(task):
+            for channel in args:  # before any task is pickled, so that all of the actor's know
+                if isinstance(channel, CachedChannel) and isinstance(channel._inner_channel, Edge):
+                    channel._inner_channel.cached_by_ray.add(actor_name(actor_of(task.dag_node)))
             return ExecutableTask(task, args, kwargs)
         return FramedTask(task, args, kwargs, key, origin_of(task.dag_node))
 

@@ -246,6 +246,19 @@ def test_shut_wakes_readers_calls_the_closers_once_and_may_be_repeated_from_any_
     assert reader.has_ended(LONG_S)
 
 
+def test_a_closer_that_raises_keeps_no_other_from_closing(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    hub = site.hub()
+    calls: list[int] = []
+    hub.close_with(lambda: calls.append(1 // 0))
+    hub.close_with(lambda: calls.append(1))
+    hub.shut()
+    assert calls == [1]
+    assert hub.has_ended(LONG_S)
+    assert "ZeroDivisionError" in caplog.text
+    for record in caplog.records:
+        record.exc_info = None  # its traceback holds the hub
+
+
 def test_nothing_can_be_asked_of_a_hub_that_has_ended(site: Site) -> None:
     other, hub = site.hub(), site.hub(FIRST)
     hub.shut()

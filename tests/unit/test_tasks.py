@@ -122,6 +122,8 @@ class FakeTap:
 class FakeHub:
     """What a task asks of its process's hub."""
 
+    identity = "an actor"
+
     def __init__(self) -> None:
         self.closers: list[Any] = []
         self.num_started = 0

@@ -109,18 +109,31 @@ def pack(encoded: Encoded, generation: int, execution: int, segment: int = 0, ne
         head = HEADER.pack(encoded.kind, 0, generation, 0, segment, execution, len(payload), len(payload))
         return [head + payload] if len(payload) < _JOINED_BYTES else [head, payload]
     table = struct.pack(f"<{len(lengths)}Q", *lengths)
-    pieces: list[Bytes] = [b"", table, payload]
+    pieces: list[Bytes] = [table, payload]
     end = len(table) + len(payload)
     if not segment:
         for buffer, offset in zip(encoded.buffers, offsets(end, lengths), strict=True):
             pieces += [_PADDING[: offset - end], buffer]
             end = offset + buffer.nbytes
     flags = _NEW_SEGMENT if new_segment else 0
-    pieces[0] = HEADER.pack(encoded.kind, flags, generation, len(lengths), segment, execution, len(payload), end)
-    return [b"".join(pieces)] if end < _JOINED_BYTES else pieces
+    head = HEADER.pack(encoded.kind, flags, generation, len(lengths), segment, execution, len(payload), end)
+    return _joined([head, *pieces])
 
 
-_JOINED_BYTES = 1 << 16  # a frame shorter than this is copied together: one piece is sent faster than several
+def _joined(pieces: list[Bytes]) -> list[Bytes]:
+    """Return ``pieces`` with those that are small copied together."""
+    joined: list[Bytes] = []
+    small: list[Bytes] = []
+    for piece in pieces:
+        if len(piece) < _JOINED_BYTES:
+            small.append(piece)
+        else:
+            joined += [b"".join(small), piece]
+            small = []
+    return [*joined, b"".join(small)] if small else joined
+
+
+_JOINED_BYTES = 1 << 16  # pieces shorter than this are copied together: one is sent faster than several
 
 
 def unpack_header(data: Bytes, start: int = 0) -> Header:

@@ -15,6 +15,7 @@ becomes of the processes.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import itertools
 import mmap
@@ -27,9 +28,41 @@ import numpy as np
 
 from cgexec.engine.frames import aligned, offsets
 
-MOST_SEGMENTS = 64  # each costs the writer two descriptors and the reader one
+MOST_SEGMENTS = 64  # each costs its writer a descriptor
 _GRANULE_BYTES = 1 << 16
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # a mapping that cannot lose its pages
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+)  # fmt: skip
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
+
+
+class _Memory:
+    """A mapping of shared memory that costs no descriptor: Python's own keeps a copy of it, before 3.13."""
+
+    def __init__(self, descriptor: int, size: int, protection: int) -> None:
+        address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, descriptor, 0)
+        if address == _FAILED:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+        self._address = address
+        self._size = size
+        # What numpy asks an object for that has memory: (address, read-only).
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (address, not protection & mmap.PROT_WRITE),
+        }
+
+    def __del__(self, unmap: Any = _libc.munmap) -> None:
+        if hasattr(self, "_address"):
+            unmap(self._address, self._size)
 
 
 class Segment:
@@ -43,7 +76,7 @@ class Segment:
         try:
             os.ftruncate(self.descriptor, size)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            self._memory = np.frombuffer(mmap.mmap(self.descriptor, size), np.uint8)
+            self._memory = np.asarray(_Memory(self.descriptor, size, mmap.PROT_READ | mmap.PROT_WRITE))
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -142,7 +175,7 @@ class Mappings:
 
     def __init__(self, teller: Teller) -> None:
         self._teller = weakref.ref(teller)
-        self._mapped: dict[int, mmap.mmap] = {}
+        self._mapped: dict[int, _Memory] = {}
 
     def add(self, number: int, descriptor: int) -> None:
         """Map the segment behind ``descriptor``, which is closed. Raises OSError or ValueError if it is no segment."""
@@ -150,13 +183,13 @@ class Mappings:
             if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ValueError("a segment that could still shrink")
             size = os.fstat(descriptor).st_size
-            self._mapped[number] = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+            self._mapped[number] = _Memory(descriptor, size, mmap.PROT_READ)
         finally:
             os.close(descriptor)
 
     def view(self, number: int) -> memoryview:
         """Return the memory of a segment for one frame. Raises KeyError if it was never added."""
-        lease: Any = np.frombuffer(self._mapped[number], np.uint8)
+        lease: Any = np.asarray(self._mapped[number])
         release = _Release(lease, _gone)
         release.key, release.number, release.pid, release.teller = next(_keys), number, os.getpid(), self._teller
         _waiting[release.key] = release

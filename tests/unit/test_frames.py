@@ -145,8 +145,15 @@ def test_long_buffers_and_payloads_are_not_copied_into_the_pieces() -> None:
     each = encoded((LARGE, 1, LARGE), bytes(LARGE))
     pieces = pack(each, GENERATION, EXECUTION)
     assert any(piece is each.payload for piece in pieces)
-    assert all(any(piece is buffer for piece in pieces) for buffer in each.buffers)
+    assert all(any(piece is buffer for piece in pieces) for buffer in each.buffers if buffer.nbytes == LARGE)
     assert pack(encoded((), each.payload), GENERATION, EXECUTION)[1] is each.payload
+
+
+def test_any_number_of_short_buffers_is_a_few_pieces() -> None:
+    sizes = [*[24] * 5_000, LARGE, *[24] * 5_000]
+    pieces = pack(encoded(sizes), GENERATION, EXECUTION)
+    assert len(pieces) == 5  # what comes before the table, the table, and what comes before, at and behind the long one
+    assert [len(buffer) for buffer in unpack(join(pieces)).buffers] == sizes
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=len)

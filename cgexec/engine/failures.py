@@ -42,7 +42,19 @@ class Failure:
 
 
 def capture(error: Exception, origin: OutputPort | None, instance: Any, transfer: str = "") -> Failure:
-    """Return ``error`` ready to be sent. ``transfer``: what could not be done, if it is not what a method raised."""
+    """Return ``error`` ready to be sent. ``transfer``: what could not be done, if it is not what a method raised.
+
+    Raises nothing, whatever the class of ``error`` does when it is looked at: then less of it crosses.
+    """
+    try:
+        return _captured(error, origin, instance, transfer)
+    except Exception as broken:  # noqa: BLE001 - a loop must not end of what a method raises
+        name, text = type(error).__qualname__, f"<it cannot be looked at: {type(broken).__name__}>"
+        what = f"{transfer}: {name}" if transfer else ""
+        return Failure(origin, what, name, text, f"{name}: {text}", type(instance).__name__, os.getpid(), "", b"")
+
+
+def _captured(error: Exception, origin: OutputPort | None, instance: Any, transfer: str) -> Failure:
     text = text_of(error)
     return Failure(
         origin=origin,

@@ -377,3 +377,40 @@ def test_like_failures_of_different_hosts_are_not_taken_for_one() -> None:
 def test_a_failure_survives_being_pickled() -> None:
     failure = capture(caught(PlainError("x")), ORIGIN, Worker(), "transfer")
     assert pickle.loads(pickle.dumps(failure)) == failure
+
+
+class NoCauseError(Exception):
+    """Raises when its cause is asked for."""
+
+    @property
+    def __cause__(self) -> BaseException | None:  # type: ignore[override]
+        raise RuntimeError("no cause for you")
+
+
+def a_frame_that_cannot_be_pickled() -> Exception:
+    """Return an exception raised in a module whose name is a function of this one."""
+    namespace: dict[str, object] = {"__name__": lambda: "module"}
+    exec("def raises(): raise ValueError('from nowhere')", namespace)
+    try:
+        namespace["raises"]()  # type: ignore[operator]
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NoCauseError("text"), SyntaxError("bad", ("file", 1, 2, b"bytes")), a_frame_that_cannot_be_pickled()],
+    ids=["its cause raises", "its text is of bytes", "its frame cannot be pickled"],
+)
+@pytest.mark.parametrize("transfer", ["", "what step() returned cannot be sent"])
+def test_an_exception_that_cannot_be_looked_at_is_still_an_error_of_its_class_by_name(
+    error: Exception, transfer: str
+) -> None:
+    captured = capture(error, OutputPort(1, "step"), None, transfer)
+    (failure,) = decode_failures(encode_failures([captured]).payload)
+    exception = as_exception(failure)
+    assert isinstance(exception, TransferError if transfer else RayTaskError)
+    assert type(error).__name__ in failure.type_name
+    assert type(error).__name__ in str(exception)
+    assert failure.origin == OutputPort(1, "step")

@@ -165,7 +165,9 @@ def _put_together(link: _Link) -> BaseException:
         return stand_in
     try:
         loaded = pickle.loads(link.pickled)
-    except Exception:  # noqa: BLE001 - a class that is missing here, or whose __init__ fails: any exception at all
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a class that is missing here, or whose __init__ fails, SystemExit included
         return stand_in
     return loaded if isinstance(loaded, BaseException) else stand_in
 

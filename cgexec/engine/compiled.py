@@ -284,7 +284,10 @@ class CompiledEngine:
             return OutputError(first.error, first.host_id, first.method, tuple(others))
         try:
             return OutputValue(taken.value())
-        except Exception as error:  # noqa: BLE001 - a user's class may raise anything as it is loaded
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:  # noqa: BLE001 - a user's class may raise anything as it is loaded
+            error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
             failure = capture(
                 error, port, None, f"what {port.method}() of host {port.host_id} returned cannot be loaded"
             )

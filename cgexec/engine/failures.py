@@ -93,7 +93,9 @@ def _cause(failure: Failure) -> Exception:
     stand_in = UnpicklableExceptionError(failure.type_name, failure.text, failure.traceback_text)
     try:
         loaded = pickle.loads(failure.exception).ex
-    except Exception:  # noqa: BLE001 - a user's class may raise anything as it is loaded
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a user's class may raise anything as it is loaded, SystemExit too
         return stand_in
     return loaded if isinstance(loaded, Exception) else stand_in
 

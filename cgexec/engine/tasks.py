@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ray.dag import CollectiveOutputNode, compiled_dag_node
@@ -164,7 +164,8 @@ class FramedTask(ExecutableTask):
             arguments = [task_input.resolve(values) for task_input in self.task_inputs]
             self._result = getattr(instance, self.method_name)(*arguments, **self.resolved_kwargs)
         except Exception as error:  # noqa: BLE001 - an application error, of whichever class
-            error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
+            with suppress(Exception):  # without this frame, if the exception's class lets it be left out
+                BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
             self._failed = self._failure(error, instance)
 
     def _check_executions(self, taken: list[Taken]) -> None:

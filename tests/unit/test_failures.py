@@ -414,3 +414,17 @@ def test_an_exception_that_cannot_be_looked_at_is_still_an_error_of_its_class_by
     assert type(error).__name__ in failure.type_name
     assert type(error).__name__ in str(exception)
     assert failure.origin == OutputPort(1, "step")
+
+
+class ExitsWhenLoadedError(Exception):
+    """Ends the interpreter that loads it, if that lets it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_an_exception_that_exits_when_it_is_loaded_ends_nothing() -> None:
+    captured = capture(ExitsWhenLoadedError("text"), OutputPort(1, "step"), None)
+    exception = as_exception(captured)
+    assert isinstance(exception, UnpicklableExceptionError)
+    assert "ExitsWhenLoadedError: text" in str(exception)

@@ -275,6 +275,13 @@ def test_the_end_of_the_graph_ends_the_loop_as_it_reads_and_as_it_writes() -> No
 # -- what the method does ----------------------------------------------------------------------------------------------
 
 
+class StubbornError(Exception):
+    """Does not let its traceback be changed."""
+
+    def with_traceback(self, tb: Any) -> Any:
+        raise RuntimeError("hands off")
+
+
 @dataclass(frozen=True)
 class FrozenError(Exception):
     code: int
@@ -290,7 +297,7 @@ class Raises:
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("the text"), FrozenError(7), StopIteration(1), AttributeError("x")],
+    [ValueError("the text"), FrozenError(7), StubbornError("stubborn"), StopIteration(1), AttributeError("x")],
     ids=lambda e: type(e).__name__,
 )
 def test_what_the_method_raises_is_an_error_on_every_channel(error: Exception) -> None:

@@ -83,7 +83,7 @@ class Reception:
             self._selector.unregister(listener)
             listener.close()
         for applicant in list(self._applicants.values()):
-            self._drop(applicant, "the graph is complete")
+            self._drop(applicant, "")
 
     def close_in_child(self) -> None:
         """Let go of every descriptor, in a forked child."""
@@ -136,9 +136,10 @@ class Reception:
         self._admit(*application, sock)
 
     def _drop(self, applicant: Applicant, why: str) -> None:
+        """Drop an applicant, with a warning if there is a reason that is its own."""
         del self._applicants[applicant.sock]
         self._selector.unregister(applicant.sock)
         applicant.sock.close()
-        if not self._warned:
+        if why and not self._warned:
             self._warned = True
             _logger.warning("a connection to a graph was dropped, and others may be: %s", why)

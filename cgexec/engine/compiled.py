@@ -182,9 +182,8 @@ class CompiledEngine:
             replies = await_loops(members, self._hub.key, self._num_tasks, deadline.remaining_s())
             ready = all(reply is True for reply in replies.values()) and self._hub.await_ready(0, deadline)
             losses = {host_id: reply for host_id, reply in replies.items() if isinstance(reply, Exception)}
-            over_wires = [end for end in self._outputs if isinstance(end, SocketOutput)]
-            if ready and len(over_wires) == len(self._outputs):
-                self._over_wires = WireOutputs(over_wires, self._hub.alarm)
+            if ready and self._all_over_wires():
+                self._over_wires = WireOutputs(cast("Sequence[SocketOutput]", self._outputs), self._hub.alarm)
         except RayChannelError:
             return False, {}
         self._settled_in = ready
@@ -202,14 +201,16 @@ class CompiledEngine:
                 outputs[id(channel)] = output_end(channel, self._hub)
             outputs[id(channel)].places.append(place)
         self._outputs = list(outputs.values())
-        over_wires = all(isinstance(end, SocketOutput) for end in self._outputs)
-        self.capacity = self._settings.max_inflight.value if over_wires or self._on_one_node else 1
+        self.capacity = self._settings.max_inflight.value if self._all_over_wires() or self._on_one_node else 1
         channels = self._compiled.dag_input_channels
         keys = self._compiled.idx_to_task[self._compiled.input_task_idx].output_idxs
         buffer_size_bytes = self._settings.buffer_size_bytes.value
         self._inputs = [
             input_end(key, channel, self._hub, buffer_size_bytes) for key, channel in zip(keys, channels, strict=True)
         ]
+
+    def _all_over_wires(self) -> bool:
+        return all(isinstance(end, SocketOutput) for end in self._outputs)
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Return the serialised value for each input channel; nothing is sent."""

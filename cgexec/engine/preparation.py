@@ -14,7 +14,6 @@ built the time to start its loops.
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayChannelError, RaySystemError
 
 from cgexec.deadline import Deadline
+from cgexec.engine.edges import actor_name
 from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
 from cgexec.engine.protocol import Member
@@ -72,9 +72,7 @@ class ActorReport:
     graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
     """
 
-    pid: int
     node_id: str
-    node_ip: str
     incarnation: str
     leased_to: str | None
     unfit_methods: dict[str, str]
@@ -133,7 +131,6 @@ def _unfit(method: Any) -> str | None:
 
 def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorReport:
     """Report on this actor and, if ``lease`` is given and the actor is free, take the lease. *In the actor.*"""
-    context = ray.get_runtime_context()
     unfit = {name: why for name in methods if (why := _unfit(getattr(type(instance), name, None)))}
     with _state.lock:
         leased_to = _other_graph(lease)
@@ -143,9 +140,7 @@ def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorR
             _state.lease = lease
             _state.expires_at = time.monotonic() + lease.duration_s
     report = ActorReport(
-        pid=os.getpid(),
-        node_id=context.get_node_id(),
-        node_ip=ray.util.get_node_ip_address(),
+        node_id=ray.get_runtime_context().get_node_id(),
         incarnation=_state.incarnation,
         leased_to=leased_to,
         unfit_methods=unfit,
@@ -163,7 +158,7 @@ def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
             lease.secret,
             str(ray.get_runtime_context().get_actor_id()),
             report.node_id,
-            listen_ip=report.node_ip if lease.across_nodes else None,
+            listen_ip=ray.util.get_node_ip_address() if lease.across_nodes else None,
             pool_bytes=lease.pool_bytes,
             on_end=_driver_has_gone,
         )
@@ -255,8 +250,8 @@ def prepare(
     """Lease every actor to a graph, in parallel; returns within ``timeout_s`` or a little later."""
     own = ray.get_runtime_context().get_actor_id()
     for member in members:
-        # Private: the handle's id. Asked here, since a call of an actor to itself would wait for itself for ever.
-        if own is not None and member.actor._actor_id.hex() == own:
+        # Asked here, since a call of an actor to itself would wait for itself for ever.
+        if own is not None and actor_name(member.actor) == own:
             raise GraphSpecError(
                 f"host {member.info.host_id} is the actor that drives the graph: it cannot also be part of it"
             )

@@ -60,14 +60,18 @@ class _Foreign:
         return Taken(index, None, None, value)
 
 
+def _source(channel: Any) -> Any:
+    """Return the channel that is read, behind Ray's cache for several tasks of one actor if it has one."""
+    return channel._inner_channel if isinstance(channel, CachedChannel) else channel
+
+
 def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
     """Return what to take a task's input from, and how many tasks of the actor take the same."""
-    cached = isinstance(channel, CachedChannel)
-    source = channel._inner_channel if cached else channel
+    source = _source(channel)
     if isinstance(source, Edge):
         if hub.identity in source.cached_by_ray:
             return _Foreign(channel), 1
-        return source.open_reader(hub), channel._num_reads if cached else 1
+        return source.open_reader(hub), 1 if source is channel else channel._num_reads
     channel.ensure_registered_as_reader()
     hub.close_with(channel.close)
     return _Foreign(channel), 1
@@ -80,7 +84,7 @@ def open_foreign(task: Any, hub: Hub) -> None:
         if isinstance(channel, Edge):
             channel.kept_outlet(hub)
     for channel in task.input_channels:
-        source = channel._inner_channel if isinstance(channel, CachedChannel) else channel
+        source = _source(channel)
         if isinstance(source, Edge):
             source.open_reader(hub)
         else:  # Ray aborts the process if the channel's writer has died before it is opened
@@ -260,8 +264,9 @@ def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Itera
     def make(task: Any, args: Any, kwargs: Any) -> Any:
         if is_rays_own(task):
             for channel in args:  # before any task is pickled, so that all of the actor's know
-                if isinstance(channel, CachedChannel) and isinstance(channel._inner_channel, Edge):
-                    channel._inner_channel.cached_by_ray.add(actor_name(actor_of(task.dag_node)))
+                source = _source(channel)
+                if source is not channel and isinstance(source, Edge):
+                    source.cached_by_ray.add(actor_name(actor_of(task.dag_node)))
             return ExecutableTask(task, args, kwargs)
         return FramedTask(task, args, kwargs, key, origin_of(task.dag_node))
 

@@ -59,7 +59,7 @@ class _Unsent:
     """What of a message has not been sent yet: memory of our own, and the descriptor that goes with its first byte."""
 
     def __init__(self, pieces: Sequence[Bytes], descriptor: int | None) -> None:
-        self.pieces = deque(memoryview(bytes(piece)) for piece in pieces)
+        self.pieces: list[Bytes] = [bytes(piece) for piece in pieces]
         self.descriptor = os.dup(descriptor) if descriptor is not None else None
 
     def close(self) -> None:
@@ -168,11 +168,11 @@ class Wire:
             try:
                 while self._unsent:
                     first = self._unsent[0]
-                    sent = self._try(list(first.pieces), first.descriptor)
+                    sent = self._try(first.pieces, first.descriptor)
                     if sent == 0:
                         return False
                     first.close()
-                    first.pieces = deque(memoryview(piece) for piece in _behind(list(first.pieces), sent))
+                    first.pieces = _behind(first.pieces, sent)
                     if not first.pieces:
                         self._unsent.popleft()
             except WireClosedError:

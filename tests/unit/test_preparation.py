@@ -183,7 +183,7 @@ def test_every_process_is_an_incarnation_of_its_own() -> None:
 
 
 def report(leased_to: str | None = None, unfit: dict[str, str] | None = None) -> ActorReport:
-    return ActorReport(1, "node", "127.0.0.1", "incarnation", leased_to, unfit or {})
+    return ActorReport("node", "incarnation", leased_to, unfit or {})
 
 
 def task_error(cause: Exception) -> Exception:

@@ -27,6 +27,7 @@ from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Break, Engine, EngineBrokenError, Member, SendTimeoutError
 from cgexec.errors import GraphClosedError, GraphFailedError
 from cgexec.execution import Execution
+from cgexec.interruption import is_interruption
 from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry, Lifecycle
 from cgexec.outcomes import (
     failed_status,
@@ -160,7 +161,10 @@ class GraphCore:
         """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
         try:
             encoded = engine.encode(args, kwargs)
-        except Exception as error:  # noqa: BLE001 - the input is the caller's: anything can happen in its __reduce__
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            # The input is the caller's: anything can happen in its __reduce__.
             self._settle(execution, Verdict.FAILED, error)
             return
         try:
@@ -173,7 +177,7 @@ class GraphCore:
             self._on_break(engine, error.reason)
             if error.sent:
                 self._sent(engine, execution)
-        except BaseException as error:  # noqa: BLE001 - condemn() raises again what is no Exception
+        except BaseException as error:  # noqa: BLE001 - condemn() raises an interruption again
             # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted.
             self._sent(engine, execution)
             condemn(engine, error, "a write", self._on_break)

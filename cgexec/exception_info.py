@@ -81,6 +81,25 @@ def qualified_name(exception: BaseException) -> str:
     return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
 
 
+def bare(error: Exception) -> Exception:
+    """Return ``error`` without tracebacks: it may be kept for long, and their frames hold whatever was in use."""
+    links: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while links:
+        link = links.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            links += [link.__cause__, link.__context__]
+    return error
+
+
+def class_name(value: object) -> str:
+    """Return the name of the class of ``value``, whatever its metaclass makes of it."""
+    name: str = type.__dict__["__qualname__"].__get__(type(value))
+    return name
+
+
 def text_of(value: object) -> str:
     """Return the text of an exception or a note, whatever its class makes of it."""
     try:

@@ -19,6 +19,7 @@ from ray.exceptions import RayChannelError
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Engine, EngineBrokenError
 from cgexec.execution import Execution
+from cgexec.interruption import acquire_whatever_interrupts, is_interruption
 from cgexec.outcomes import status_of_outputs
 from cgexec.status import JobStatus
 
@@ -29,9 +30,9 @@ OnBreak = Callable[[Engine, Exception], None]
 
 
 def condemn(engine: Engine, error: BaseException, what: str, on_break: OnBreak) -> None:
-    """Give up a generation whose channels may have lost their place; raises ``error`` again if it is no Exception."""
+    """Give up a generation whose channels may have lost their place; an interruption is raised again."""
     engine.broken = engine.condemned = True
-    if isinstance(error, Exception):
+    if isinstance(error, Exception) and not is_interruption(error):
         on_break(engine, error)
         return
     on_break(engine, RayChannelError(f"{type(error).__name__} interrupted {what}"))
@@ -107,7 +108,7 @@ class Reader:
                 engine.collect(head.received, timeout_s)
         except EngineBrokenError as error:
             self._on_break(engine, error.reason)
-        except BaseException as error:  # noqa: BLE001 - condemn() raises again what is no Exception
+        except BaseException as error:  # noqa: BLE001 - condemn() raises an interruption again
             # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
             condemn(engine, error, "a read", self._on_break)
         finally:
@@ -121,7 +122,7 @@ class Reader:
         try:
             yield
         finally:
-            self._changed.acquire()
+            acquire_whatever_interrupts(self._changed)
 
     def _advance(self, head: Execution) -> None:
         """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""

@@ -1,5 +1,7 @@
 """After a system error: what is rebuilt, from whom, with what; and when the graph gives up."""
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -9,12 +11,13 @@ import pytest
 import ray
 from conftest import eventually, is_running
 from ray.exceptions import ActorDiedError
-from workers import Unborn, Worker, request
+from workers import Slow, Unborn, Worker, request
 
 from cgexec import (
     GraphClosedError,
     GraphExecutor,
     GraphFailedError,
+    GraphSpecError,
     GraphState,
     JobError,
     JobFailed,
@@ -201,6 +204,39 @@ def test_replace_fills_the_position_and_on_rebuild_restores_its_state_before_any
         assert [host.host_id for host in graph.hosts] == [0, 1, 2]
         assert ray.get(graph.actors[1].what_was_seen.remote()) == [0, 1, 2, 3]
         assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
+
+
+def test_a_host_that_dies_while_a_replacement_comes_up_is_replaced_too(small, spawn):
+    def replace(host):
+        actor = ray.remote(Slow).options(num_cpus=0).remote(host.host_id, 1.0)
+        spawn.actors.append(actor)
+        return actor
+
+    actors = spawn(3)
+    pids = ray.get([actor.pid.remote() for actor in actors])
+    with GraphExecutor(actors, fan_out("work"), config=small, policy=RebuildPolicy(replace=replace)) as graph:
+        assert graph.execute(request(1)).result == [(1, {}, (label,)) for label in range(3)]
+        os.kill(pids[2], signal.SIGKILL)
+        assert eventually(lambda: len(spawn.actors) == 4), "no replacement was asked for"
+        time.sleep(0.3)  # into the build, which waits for the replacement
+        os.kill(pids[0], signal.SIGKILL)
+        assert eventually(lambda: graph.state not in DOWN, 60), "it takes two processes, one after the other"
+        assert graph.execute(request(2)).result == [(2, {}, (label,)) for label in range(3)]
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [2, 0]
+
+
+def test_a_host_that_dies_during_the_first_build_is_named_though_another_is_late(small, spawn):
+    actors = spawn(2)
+    (pid,) = ray.get([actors[0].pid.remote()])
+    late = actors[1].work.remote(request(1, {1: ("sleep", 1.0)}))
+    killing = threading.Timer(0.4, os.kill, (pid, signal.SIGKILL))
+    killing.start()
+    with pytest.raises(GraphSpecError, match=r"host 0 .* cannot be used"):
+        GraphExecutor(actors, fan_out("work"), config=small)
+    killing.join()
+    ray.get(late)
+    with GraphExecutor(actors[1:], fan_out("work"), config=small) as graph:
+        assert graph.execute(request(2)).result == [(2, {}, (1,))]
 
 
 def test_a_replacement_whose_constructor_raises_fails_the_graph_and_is_not_tried_again(small, spawn):

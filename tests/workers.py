@@ -192,6 +192,14 @@ class Boxed(Stage):
         return number, box
 
 
+class Slow(Worker):
+    """Takes its time to come up."""
+
+    def __init__(self, label, seconds):
+        time.sleep(seconds)
+        super().__init__(label)
+
+
 class AsyncWorker:
     """An actor with an asynchronous method, which cannot be part of a graph."""
 

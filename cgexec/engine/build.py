@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from cgexec.classify import Place, Verdict, classify, is_failed_constructor
 from cgexec.config import Transport
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
-from cgexec.engine.compilation import compile_graph
+from cgexec.engine.compilation import compile_graph, discard
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.edges import actor_name
 from cgexec.engine.graph_spec import BoundGraph, bind_graph
@@ -27,6 +28,7 @@ from cgexec.engine.protocol import Member
 from cgexec.engine.ray_edges import RayHint
 from cgexec.engine.socket_edges import SocketHint
 from cgexec.errors import GraphSpecError
+from cgexec.exception_info import bare
 from cgexec.settings import Settings
 
 _PROBE_AFTER_BOUND_S = 2.0
@@ -42,7 +44,7 @@ class HostsLostError(Exception):
     def __init__(self, losses: dict[int, Exception], reason: Exception | None = None) -> None:
         names = ", ".join(f"host {host_id}: {error}" for host_id, error in losses.items())
         super().__init__(names or f"every host answers, but {reason}")
-        self.losses = losses
+        self.losses = {host_id: bare(error) for host_id, error in losses.items()}
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,12 @@ def build_generation(
     """
     deadline = Deadline.after(recipe.build_timeout_s)
     bound = _bind(recipe, members)
-    hub = _driver_hub(recipe, generation)
+    hub = _hub_of_driver(recipe, generation)
     lease = recipe.lease(hub)
     replies: dict[int, ActorReport | Exception] = {}
     try:
         replies = prepare(members, lease, bound.methods, deadline.remaining_s())
-        reports = _check(members, replies)
+        reports = _check(members, replies, hub)
         compiled = _compile(recipe, bound, members, hub, _hint(recipe, hub, members, reports), deadline)
     except BaseException:
         hub.shut()
@@ -105,15 +107,15 @@ def build_generation(
         release(silent, recipe.graph_id, 0)
         raise
     engine = CompiledEngine(compiled, bound, members, reports, recipe.settings, hub, on_loop_end)
-    ready, losses = engine.settle_in(deadline.remaining_s())
-    if not ready:
-        losses = {**silent_or_dead(members, _PROBE_AFTER_BOUND_S), **losses}
+    obstacle = engine.settle_in(deadline.remaining_s())
+    if obstacle is not None:
+        losses = {**silent_or_dead(members, _PROBE_AFTER_BOUND_S), **dict(obstacle.errors)}
         stuck = engine.tear_down(_TEARDOWN_AFTER_LOSS_S)
-        raise HostsLostError({**losses, **stuck}, RayChannelError("its channels could not be opened"))
+        raise HostsLostError({**losses, **stuck}, obstacle.fallback)
     return engine
 
 
-def _driver_hub(recipe: GraphRecipe, generation: int) -> Hub:
+def _hub_of_driver(recipe: GraphRecipe, generation: int) -> Hub:
     """Return the driver's own hub for a new generation."""
     return Hub(
         GraphKey(recipe.graph_id, generation),
@@ -122,7 +124,6 @@ def _driver_hub(recipe: GraphRecipe, generation: int) -> Hub:
         ray.get_runtime_context().get_node_id(),
         listen_ip=ray.util.get_node_ip_address() if _has_several_nodes() else None,
         pool_bytes=recipe.pool_bytes,
-        on_end=lambda hub, _actor_id: hub.shut(),
     )
 
 
@@ -153,7 +154,8 @@ def _bind(recipe: GraphRecipe, members: Sequence[Member]) -> BoundGraph:
         raise GraphSpecError(f"{error}; it should only bind nodes, or raise GraphConfig.build_timeout_s") from error
 
 
-def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception]) -> dict[int, ActorReport]:
+def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception], hub: Hub) -> dict[int, ActorReport]:
+    """Return the reports, if every actor can serve. What is the caller's to mend comes before what is lost."""
     for member in members:
         problem = refusal(member.info.host_id, member.actor, replies[member.info.host_id])
         if problem is not None:
@@ -165,7 +167,22 @@ def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception
             raise GraphSpecError(f"host {host_id}: the actor's constructor raised: {error}") from error
     if losses:
         raise HostsLostError(losses)
+    if hub.is_abandoned():  # known before Ray knows, whose compile would wait for who has gone
+        gone = RayChannelError("a host left while the graph was being built")
+        raise HostsLostError(silent_or_dead(members, _PROBE_AFTER_BOUND_S), gone)
+    for member in members:
+        report = reports[member.info.host_id]
+        if report.no_control and report.address is None:
+            raise GraphSpecError(
+                f"host {member.info.host_id} ({member.actor!r}) cannot connect to the driver: {report.no_control}; if "
+                "sockets cannot be had between these nodes, use GraphConfig(transport='ray')"
+            )
     return reports
+
+
+def _discard_late(compiling: Future[Any]) -> None:
+    if compiling.exception() is None:
+        discard(compiling.result())
 
 
 def _compile(
@@ -186,7 +203,7 @@ def _compile(
         for member in members:
             if isinstance(losses.get(member.info.host_id), GetTimeoutError):
                 ray.kill(member.actor)
-        compiling.add_done_callback(lambda done: done.exception() or done.result().teardown())
+        compiling.add_done_callback(_discard_late)
         if losses:
             raise HostsLostError(losses) from error
         raise GraphSpecError(

@@ -2,15 +2,19 @@
 
 Private names used here: on an object of ``ray.dag.CompiledDAG``, ``_dag_submitter`` and ``_dag_output_fetcher``, Ray's
 own ends of the driver's channels, which its teardown closes before what has arrived is read; and ``_monitor``, its
-thread that tears the graph down when a loop ends. On an actor's handle, ``_method_shells``: what a call is made from.
+thread that tears the graph down when a loop ends; ``_proxy_actor``, an actor of Ray's own, one for each compile, which
+otherwise lives until garbage collection. On an actor's handle, ``_method_shells``: what a call is made from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
+import ray
+from ray.dag.compiled_dag_node import CompiledDAG
 from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.engine.edges import give_hints
@@ -40,15 +44,43 @@ def compile_graph(
 
     give_hints(bound.nodes, hint)
     with _loops_without_retries(bound), framed_tasks(hub.key, origin_of):
-        compiled = bound.root.experimental_compile(
-            _submit_timeout=settings.submit_timeout_s.value,
-            _max_inflight_executions=settings.max_inflight.value,
-            _max_buffered_results=settings.max_buffered_results.value,
-            _overlap_gpu_communication=settings.overlap_gpu_communication.value,
-        )
+        try:
+            compiled = bound.root.experimental_compile(
+                _submit_timeout=settings.submit_timeout_s.value,
+                _max_inflight_executions=settings.max_inflight.value,
+                _max_buffered_results=settings.max_buffered_results.value,
+                _overlap_gpu_communication=settings.overlap_gpu_communication.value,
+            )
+        except Exception as error:
+            for unfinished in _compiled_in(error.__traceback__):
+                kill_helper(unfinished)
+            raise
     compiled._dag_submitter = compiled._dag_output_fetcher = _Closed()
     hush(compiled._monitor)
     return compiled
+
+
+def _compiled_in(tb: TracebackType | None) -> list[CompiledDAG]:
+    """Return the graph whose compile ended in an exception: nobody else has it."""
+    found: dict[int, CompiledDAG] = {}
+    while tb is not None:
+        values = tb.tb_frame.f_locals.values()
+        found.update((id(value), value) for value in values if isinstance(value, CompiledDAG))
+        tb = tb.tb_next
+    return list(found.values())
+
+
+def kill_helper(compiled: CompiledDAG) -> None:
+    """End the actor that Ray made for this compile, if it came to that."""
+    helper = getattr(compiled, "_proxy_actor", None)
+    if helper is not None:
+        ray.kill(helper)
+
+
+def discard(compiled: CompiledDAG) -> None:
+    """Undo a compile that ended when nobody wanted its graph any more."""
+    compiled.teardown()
+    kill_helper(compiled)
 
 
 @contextmanager

@@ -14,8 +14,6 @@ Private names used here, on an object of ``ray.dag.CompiledDAG``:
 ``actor_to_executable_tasks``    the tasks of each actor's loop
 ``worker_task_refs``             a reference to each actor's loop: it ends when, and as, the loop ends
 ``teardown``                     called by ``ray.shutdown()`` on every graph; replaced on the object
-``_proxy_actor``                 an actor of Ray's own, one for each compile, which otherwise lives until garbage
-                                 collection
 ===============================  ============================================================================
 """
 
@@ -33,6 +31,7 @@ from ray.exceptions import ActorUnavailableError, RayChannelError, RayChannelTim
 
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
+from cgexec.engine.compilation import kill_helper
 from cgexec.engine.driver_ends import (
     ANY_EXECUTION,
     InputEnd,
@@ -62,6 +61,7 @@ from cgexec.engine.protocol import (
 )
 from cgexec.engine.tasks import FramedTask
 from cgexec.engine.teardown_noise import hush
+from cgexec.exception_info import bare
 from cgexec.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -70,19 +70,6 @@ _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is le
 _UNREACHABLE_S = 5.0  # for Ray to notice that a process has gone, and to begin to restart it: else it is killed
 _SHUTDOWN_TEARDOWN_S = 1.0
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
-
-
-def bare(error: Exception) -> Exception:
-    """Return ``error`` without tracebacks: it may be kept for long, and their frames hold channels."""
-    links: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while links:
-        link = links.pop()
-        if link is not None and id(link) not in seen:
-            seen.add(id(link))
-            link.__traceback__ = None
-            links += [link.__cause__, link.__context__]
-    return error
 
 
 class CompiledEngine:
@@ -145,7 +132,7 @@ class CompiledEngine:
                 self._loops[member.info.host_id] = loop
         for host_id, loop in self._loops.items():
             loop.future().add_done_callback(partial(self._loop_ended, host_id))
-        hub.on_end = self._connection_ended
+        hub.tell_losses(self._connection_ended)
 
     def _loop_ended(self, host_id: int, ended: Future[Any]) -> None:
         """Note that a loop has ended. Called on one of Ray's threads, where nothing may block."""
@@ -154,7 +141,7 @@ class CompiledEngine:
             self._loops_changed.notify_all()
         self._note_break()
 
-    def _connection_ended(self, _hub: Hub, actor_id: str) -> None:
+    def _connection_ended(self, actor_id: str) -> None:
         """Note that a host can no longer be reached. Called on the hub's thread, sooner than Ray sees a death."""
         for member in self._members:
             if actor_name(member.actor) == actor_id:
@@ -170,24 +157,30 @@ class CompiledEngine:
             self._hub.shut()
         self._on_loop_end(self)
 
-    def settle_in(self, timeout_s: float) -> tuple[bool, dict[int, Exception]]:
+    def settle_in(self, timeout_s: float) -> Break | None:
         """Wait until every channel is open, here and in the actors.
 
-        Returns whether they are, and the hosts whose actors died or kept silent, and why.
+        Returns what is in the way, if anything: which actors died or kept silent, or what is missing.
         """
         deadline = Deadline.after(timeout_s)
         try:
             self._open_ends()
             members = [member for member in self._members if member.info.host_id in self._loops]
             replies = await_loops(members, self._hub.key, self._num_tasks, deadline.remaining_s())
-            ready = all(reply is True for reply in replies.values()) and self._hub.await_ready(0, deadline)
-            losses = {host_id: reply for host_id, reply in replies.items() if isinstance(reply, Exception)}
-            if ready and self._all_over_wires():
+            losses = tuple((host_id, reply) for host_id, reply in replies.items() if isinstance(reply, Exception))
+            missing = "; ".join(f"on host {host_id}, {reply}" for host_id, reply in replies.items() if reply)
+            missing = missing or self._hub.missing_after(0, deadline)
+            if not missing and self._all_over_wires():
                 self._over_wires = WireOutputs(cast("Sequence[SocketOutput]", self._outputs), self._hub.alarm)
-        except RayChannelError:
-            return False, {}
-        self._settled_in = ready
-        return ready and not self.broken, losses
+        except RayChannelError as error:
+            missing, losses = str(error), ()
+        self._settled_in = not missing
+        if not missing and not self.broken:
+            return None
+        with self._loops_changed:
+            ended = [f"the loop of host {host_id} ended with {error!r}" for host_id, error in self._ended.items()]
+        what = "; ".join([missing or "a host left it", *ended])
+        return Break(losses, RayChannelError(f"its channels could not be opened: {what}"))
 
     def _open_ends(self) -> None:
         """Open the driver's ends of the channels; one that serves several outputs is read once.
@@ -349,7 +342,7 @@ class CompiledEngine:
             del self._compiled.teardown  # it has nothing left to do, and would keep this object alive
         except Exception:
             _logger.exception("the teardown of a compiled graph did not end well")
-        ray.kill(self._compiled._proxy_actor)
+        kill_helper(self._compiled)
         self._inputs, self._outputs, self._over_wires = [], [], None  # the last to hold their connections
         release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
         reason = "was still in the graph when its teardown had to end, and was killed"

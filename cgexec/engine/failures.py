@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 from cgexec.engine.frames import Bytes, Encoded, Kind
 from cgexec.engine.protocol import OutputPort
 from cgexec.errors import TransferError, UnpicklableExceptionError
-from cgexec.exception_info import ExceptionInfo, qualified_name, text_of
+from cgexec.exception_info import ExceptionInfo, class_name, qualified_name, text_of
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def capture(error: Exception, origin: OutputPort | None, instance: Any, transfer
     """
     try:
         return _captured(error, origin, instance, transfer)
-    except Exception as broken:  # noqa: BLE001 - a loop must not end of what a method raises
-        name, text = type(error).__qualname__, f"<it cannot be looked at: {type(broken).__name__}>"
+    except BaseException as broken:  # noqa: BLE001 - a loop must not end of what a method raises, SystemExit included
+        name, text = class_name(error), f"<it cannot be looked at: {class_name(broken)}>"
         what = f"{transfer}: {name}" if transfer else ""
-        return Failure(origin, what, name, text, f"{name}: {text}", type(instance).__name__, os.getpid(), "", b"")
+        return Failure(origin, what, name, text, f"{name}: {text}", class_name(instance), os.getpid(), "", b"")
 
 
 def _captured(error: Exception, origin: OutputPort | None, instance: Any, transfer: str) -> Failure:
@@ -62,7 +62,7 @@ def _captured(error: Exception, origin: OutputPort | None, instance: Any, transf
         type_name=qualified_name(error),
         text=text,
         traceback_text="".join(traceback.format_exception(type(error), error, error.__traceback__)),
-        actor_class=type(instance).__name__,
+        actor_class=class_name(instance),
         pid=os.getpid(),
         node_ip=ray.util.get_node_ip_address(),
         exception=pickle.dumps(ExceptionInfo.ser_exc_info(error)),

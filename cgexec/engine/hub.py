@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import selectors
 import socket
 import threading
@@ -60,8 +61,7 @@ class Inlet:
 class Hub:
     """See the module. ``identity`` is the actor's id, or DRIVER; ``secret`` the generation's key.
 
-    ``on_end(hub, identity)`` is called on the hub's thread when a control connection ends that this side did not end;
-    before that the descriptor ``alarm`` becomes readable.
+    The descriptor ``alarm`` becomes readable when a control connection ends that this side did not end.
     """
 
     def __init__(
@@ -73,7 +73,6 @@ class Hub:
         *,
         listen_ip: str | None,
         pool_bytes: int,
-        on_end: Callable[[Hub, str], None],
     ) -> None:
         self._own_descriptors: list[int] = []
         self.key = key
@@ -81,9 +80,10 @@ class Hub:
         self.pool = SegmentPool(pool_bytes)
         self.secret = secret
         self._node_id = node_id
-        self.on_end = on_end
         self._lock = threading.Condition()
         self._closed = False
+        self._lost: list[str] = []  # whose control connection has ended, while nobody was told
+        self._on_loss: Callable[[str], None] | None = None
         self._inlets: dict[bytes, Inlet] = {}
         self._shared: dict[bytes, Any] = {}
         self._closers: list[Callable[[], None]] = []
@@ -143,6 +143,23 @@ class Hub:
             self._controls[DRIVER] = wire
         self._ask(lambda: self._watch_control(DRIVER, wire))
 
+    def tell_losses(self, on_loss: Callable[[str], None]) -> None:
+        """Call ``on_loss(identity)`` for every control connection that has ended, now, or ends, on the hub's thread."""
+        with self._lock:
+            lost, self._lost = self._lost, []
+            if not self._closed:
+                self._on_loss = on_loss
+        for identity in lost:
+            on_loss(identity)
+
+    def is_abandoned(self) -> bool:
+        """Return whether it has ended, or the other end of a control connection has, noticed here or not."""
+        with self._lock:
+            poller = select.poll()
+            for wire in self._controls.values():
+                poller.register(wire, select.POLLIN)  # it carries nothing: what there is to read is its end
+            return self._closed or bool(poller.poll(0))
+
     def _connect(self, address: Address, role: Role, name: bytes, deadline: Deadline) -> Wire:
         if self._closed:
             raise HubClosedError("the graph has ended in this process")
@@ -183,19 +200,27 @@ class Hub:
             self._tasks_started += 1
             self._lock.notify_all()
 
-    def await_ready(self, num_tasks: int, deadline: Deadline) -> bool:
-        """Wait until so many tasks have started and every inlet is connected; then take no more connections."""
+    def missing_after(self, num_tasks: int, deadline: Deadline) -> str:
+        """Wait until so many tasks have started and every inlet is connected; then take no more connections.
+
+        Returns what is missing when the deadline has passed, or the generation has ended; as a rule nothing.
+        """
+
+        def unconnected() -> int:
+            return sum(not inlet.connected.is_set() for inlet in self._inlets.values())
 
         def ready() -> bool:
-            connected = all(inlet.connected.is_set() for inlet in self._inlets.values())
-            return self._closed or (self._tasks_started >= num_tasks and connected)
+            return self._closed or (self._tasks_started >= num_tasks and not unconnected())
 
         with self._lock:
-            self._lock.wait_for(ready, deadline.wait_s())
-            if self._closed or not ready():
-                return False
+            in_time = self._lock.wait_for(ready, deadline.wait_s())
+            if self._closed:
+                return "the graph has ended in this process"
+            if not in_time:
+                started = f"{self._tasks_started} of {num_tasks} tasks have started"
+                return f"{started}, {unconnected()} of {len(self._inlets)} channels are not connected"
         self._ask(self._reception.close)
-        return True
+        return ""
 
     def shut(self) -> None:
         """End everything; idempotent, from any thread, does not wait. Whoever reads or writes is woken."""
@@ -210,7 +235,7 @@ class Hub:
                 inlet.connected.set()
             # A wire is closed when nobody holds it any more; those that wait on one do.
             self._wires, self._controls, self._inlets, self._shared = [], {}, {}, {}
-            self.on_end, self.pool = _ignore, SegmentPool(0)
+            self._on_loss, self.pool = None, SegmentPool(0)
             self._lock.notify_all()
         with _registry_lock:
             if _registry.get((self.key, self.identity)) is self:
@@ -304,9 +329,15 @@ class Hub:
     def _watch_control(self, identity: str, wire: Wire) -> None:
         def ended(_sock: Any) -> None:
             self._selector.unregister(wire.sock)
-            if not self._closed:
-                os.eventfd_write(self.alarm, 1)
-                self.on_end(self, identity)
+            with self._lock:
+                if self._closed:
+                    return
+                on_loss = self._on_loss
+                if on_loss is None:
+                    self._lost.append(identity)
+            os.eventfd_write(self.alarm, 1)
+            if on_loss is not None:
+                on_loss(identity)
 
         self._selector.register(wire.sock, selectors.EVENT_READ, ended)
 
@@ -322,10 +353,6 @@ class Hub:
 
         self._backlogged.add(wire)
         self._selector.register(wire.sock, selectors.EVENT_WRITE, writable)
-
-
-def _ignore(_hub: Hub, _identity: str) -> None:
-    """Do nothing: this side has ended the graph itself."""
 
 
 # -- the hubs of this process ----------------------------------------------------------------------------------------

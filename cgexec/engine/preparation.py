@@ -7,8 +7,9 @@ Leases
 ------
 Ray compiles a graph over an actor that is in another live graph, and both then hang. Each actor therefore remembers
 which graph it is leased to, in this module. A lease alone does not bind for ever: its driver may be gone. It counts
-while an execution loop runs in the actor, whoever started it, or until it expires, which leaves a graph that is being
-built the time to start its loops.
+while its execution loop runs in the actor, or until it expires, which leaves a graph that is being built the time to
+start its loops. The loop of a graph that has ended here is on its way out, and is waited for; one that is none of ours
+counts too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from cgexec.errors import GraphSpecError
 # Private: the functions that Ray's compiled graphs run for as long as an actor is in one.
 _LOOP_FUNCTIONS = frozenset({"do_exec_tasks", "do_profile_tasks"})
 _LOOP_POLL_S = 0.002
+_LEAVING_S = 2.0  # for a loop whose graph has ended; one that is inside a method may take longer
 
 
 @dataclass(frozen=True)
@@ -103,22 +105,43 @@ def _loop_frames() -> Iterator[FrameType]:
             caller = caller.f_back
 
 
-def loop_is_running() -> bool:
-    """Return whether any thread of this process is inside a compiled graph's execution loop. *In the actor.*"""
-    return any(True for _ in _loop_frames())
+def graphs_running() -> list[GraphKey | None]:
+    """Return the graph of every loop that runs in this process; None for one that is none of ours. *In the actor.*"""
+    return [
+        next((task.key for task in frame.f_locals.get("tasks", ()) if isinstance(task, FramedTask)), None)
+        for frame in _loop_frames()
+    ]
+
+
+def _is_ending(running: list[GraphKey | None]) -> bool:
+    """Return whether some loops run, and all of them are of graphs that have ended here, or are about to."""
+    keys = [key for key in running if key is not None]
+    going_on = any(not hub.is_abandoned() for key in keys for hub in hubs_of(key.graph_id))
+    return bool(keys) and len(keys) == len(running) and not going_on
+
+
+def _await_leaving() -> None:
+    """Wait a moment for the loop of a graph that has ended here, if there is one. *In the actor.*"""
+    leave_by = Deadline.after(_LEAVING_S)
+    while _is_ending(graphs_running()) and leave_by.remaining_s() > 0:
+        time.sleep(_LOOP_POLL_S)
+
+
+def _binds(held: Lease) -> bool:
+    """Return whether the lease counts though no loop runs: the graph may be about to start it. *In the actor.*"""
+    abandoned = any(hub.is_abandoned() for hub in hubs_of(held.graph_id))
+    return time.monotonic() < _state.expires_at and not abandoned
 
 
 def _other_graph(lease: Lease | None) -> str | None:
-    """Return the name of the other graph that this actor is in, or None."""
+    """Return the name of the other graph that this actor is in, or None. *In the actor.*"""
     held = _state.lease
-    running = loop_is_running()
-    if held is None:
-        return "a compiled graph that cgexec did not build" if running else None
-    if lease is not None and held.graph_id == lease.graph_id:
+    running = graphs_running()
+    if held is not None and lease is not None and held.graph_id == lease.graph_id:
         return None
-    if running or time.monotonic() < _state.expires_at:
+    if held is not None and (held.key in running or _binds(held)):
         return f"graph {held.graph_name!r} of {held.driver}"
-    return None
+    return "a compiled graph that cgexec did not build" if running else None
 
 
 def _unfit(method: Any) -> str | None:
@@ -132,6 +155,8 @@ def _unfit(method: Any) -> str | None:
 def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorReport:
     """Report on this actor and, if ``lease`` is given and the actor is free, take the lease. *In the actor.*"""
     unfit = {name: why for name in methods if (why := _unfit(getattr(type(instance), name, None)))}
+    if lease is not None:
+        _await_leaving()
     with _state.lock:
         leased_to = _other_graph(lease)
         if lease is not None and (leased_to is not None or unfit):
@@ -160,8 +185,8 @@ def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
             report.node_id,
             listen_ip=ray.util.get_node_ip_address() if lease.across_nodes else None,
             pool_bytes=lease.pool_bytes,
-            on_end=_driver_has_gone,
         )
+        hub.tell_losses(lambda _driver: end_graph(None, lease.graph_id, hub))  # it has died, or let go of the graph
         report = replace(report, address=hub.address)
         hub.connect_control(lease.driver_address, Deadline.after(lease.duration_s))
     except (OSError, HandshakeError, HubClosedError) as error:
@@ -172,41 +197,37 @@ def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
     return report
 
 
-def _driver_has_gone(hub: Hub, _identity: str) -> None:
-    """End the graph: the driver has died, or has let go of it. *In the actor, on the hub's thread.*"""
-    end_graph(None, hub.key.graph_id, hub)
-
-
 def end_graph(_instance: Any, graph_id: str, hub: Hub | None = None) -> None:
     """Leave the graph and give its lease back, if this actor has it. *In the actor.*
 
     Only the generation of ``hub``, if that is given: another may have begun. Whatever waits on a channel is woken.
     """
-    for each in hubs_of(graph_id) if hub is None else [hub]:
-        each.shut()
-    with _state.lock:
+    with _state.lock:  # first: once the loop has ended, the actor is free
         held = _state.lease
         if held is not None and held.graph_id == graph_id and (hub is None or held.key == hub.key):
-            _state.lease = None
+            _state.expires_at = 0.0
+    for each in hubs_of(graph_id) if hub is None else [hub]:
+        each.shut()
 
 
-def settle_in(_instance: Any, key: GraphKey, num_framed: int, num_foreign: int, timeout_s: float) -> bool:
+def settle_in(_instance: Any, key: GraphKey, num_framed: int, num_foreign: int, timeout_s: float) -> str:
     """Wait until every task of this actor's loop has its channels open and connected. *In the actor.*
 
-    Returns whether they are. Tasks of Ray's own open theirs when they first use them, so those are opened here.
+    Returns what is missing; nothing, as a rule. Tasks of Ray's own open theirs when they first use them, so those are
+    opened here.
     """
     deadline = Deadline.after(timeout_s)
     try:
         hub = find_hub(key)
         while num_foreign and not (tasks := _foreign_tasks()):
             if deadline.remaining_s() == 0 or hub.closed:
-                return False
+                return "its loop has not started"
             time.sleep(_LOOP_POLL_S)
         for task in tasks if num_foreign else ():
             open_foreign(task, hub)
-        return hub.await_ready(num_framed + num_foreign, deadline)
-    except (HubClosedError, RayChannelError):
-        return False
+        return hub.missing_after(num_framed + num_foreign, deadline)
+    except (HubClosedError, RayChannelError) as error:
+        return str(error)
 
 
 def _foreign_tasks() -> list[Any]:
@@ -264,7 +285,7 @@ def prepare(
 
 def await_loops(
     members: Sequence[Member], key: GraphKey, tasks: Mapping[int, tuple[int, int]], timeout_s: float
-) -> dict[int, bool | Exception]:
+) -> dict[int, str | Exception]:
     """Wait, in parallel, for every actor to settle in; ``tasks``: how many of ours and of Ray's each host has."""
     return _call_all(
         members,
@@ -305,11 +326,6 @@ def refusal(host_id: int, actor: Any, reply: ActorReport | Exception) -> GraphSp
             return GraphSpecError(f"{name} is in {reply.leased_to}: close that graph first")
         for method, why in reply.unfit_methods.items():
             return GraphSpecError(f"{method}() of {name} {why}")
-        if reply.no_control and reply.address is None:
-            return GraphSpecError(
-                f"{name} cannot connect to the driver: {reply.no_control}; if sockets cannot be had between these "
-                "nodes, use GraphConfig(transport='ray')"
-            )
         return None
     missing = _import_error(reply)
     if missing is not None:

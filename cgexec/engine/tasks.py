@@ -35,6 +35,7 @@ from cgexec.engine.frames import Encoded
 from cgexec.engine.graph_spec import actor_of
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.protocol import OutputPort
+from cgexec.exception_info import class_name
 
 _READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE
 
@@ -97,7 +98,7 @@ class FramedTask(ExecutableTask):
 
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: OutputPort) -> None:
         super().__init__(task, args, kwargs)
-        self._key = key
+        self.key = key
         self._origin = origin
         self._outgoing: list[Any] = self.output_channels
         self._parts_put: list[Any] = self.output_idxs  # which part of the result goes to which, None for all of it
@@ -113,7 +114,7 @@ class FramedTask(ExecutableTask):
     def prepare(self, overlap_gpu_communication: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         """Open every channel. Called by Ray as the actor's loop starts."""
         with ending_as_ray_says():
-            self._open(find_hub(self._key))
+            self._open(find_hub(self.key))
 
     def _open(self, hub: Hub) -> None:
         for channel in self._outgoing:
@@ -193,8 +194,8 @@ class FramedTask(ExecutableTask):
                         for channel, part in zip(channels, parts, strict=True)
                     ]
                 except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
-                    name = type(result).__qualname__
-                    failed = self._failure(error, instance, f"what {self._name} returned, a {name}, cannot be sent")
+                    what = f"what {self._name} returned, a {class_name(result)}, cannot be sent"
+                    failed = self._failure(error, instance, what)
             if failed is not None:
                 parts, encoded = [None] * len(channels), [failed] * len(channels)
             for outlet, part, each in zip(self._outlets, parts, encoded, strict=True):

@@ -30,13 +30,11 @@ class Site:
 
     def hub(self, identity: str = DRIVER, node_id: str = "node", **changes: Any) -> Hub:
         """Return a new hub."""
-        settings = {"listen_ip": None, "pool_bytes": 1 << 26, "on_end": self._note, **changes}
+        settings = {"listen_ip": None, "pool_bytes": 1 << 26, **changes}
         hub = Hub(changes.pop("key", self.key), settings.pop("secret", self.secret), identity, node_id, **settings)
+        hub.tell_losses(lambda lost: self.ended.append((identity, lost)))
         self.hubs.append(hub)
         return hub
-
-    def _note(self, hub: Hub, identity: str) -> None:
-        self.ended.append((hub.identity, identity))
 
 
 @contextmanager

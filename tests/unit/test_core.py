@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +34,7 @@ from cgexec.engine.protocol import (
     SendTimeoutError,
 )
 from cgexec.engine.ray_context import effective_settings
+from cgexec.interruption import acquire_whatever_interrupts
 from cgexec.lifecycle import GraphEvent
 
 HOSTS = [HostInfo(host_id, "slice-0", None, healthy=True, failed=False) for host_id in range(2)]
@@ -115,6 +118,75 @@ def test_ctrl_c_while_reading_is_raised_and_no_later_answer_is_trusted() -> None
     assert isinstance(status, JobError)
     assert status.info.state == "error"
     assert "KeyboardInterrupt" in str(graph.breaks[0])
+
+
+class _AlarmError(TimeoutError):
+    pass
+
+
+class _Callable:
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+class _Ringing:
+    """An engine during whose step, ``where``, a signal arrives whose handler raises."""
+
+    def __init__(self, engine: Script, where: str) -> None:
+        self._engine, self._where = engine, where
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._where:
+            self._where = ""
+            signal.raise_signal(signal.SIGALRM)
+        return getattr(self._engine, name)
+
+
+@pytest.mark.parametrize("wrap", [lambda handler: handler, functools.partial, _Callable])
+@pytest.mark.parametrize("where", ["encode", "send", "collect"])
+def test_what_a_signal_handler_raises_is_raised_to_the_caller(where: str, wrap: Any) -> None:
+    def ring(_number: int, _frame: object) -> None:
+        raise _AlarmError("it rang")
+
+    graph = Graph(_Ringing(Script(collect=[value(1)]), where))
+    graph.next = Script(collect=[value(2)])
+    before = signal.signal(signal.SIGALRM, wrap(ring))
+    try:
+        with pytest.raises(_AlarmError, match="it rang"):
+            graph.core.submit((1,), {}).status()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    lost_the_generation = where != "encode"
+    assert len(graph.breaks) == lost_the_generation
+    assert graph.core.submit((2,), {}).result() == ([2, 2] if lost_the_generation else [1, 1])
+
+
+def test_the_same_exception_of_the_engine_is_no_interruption() -> None:
+    graph = Graph(Script(collect=[_AlarmError("a bug")]))
+    status = graph.core.submit((1,), {}).status()
+    assert isinstance(status, JobError)
+    assert isinstance(graph.breaks[0], _AlarmError)
+
+
+def test_a_lock_is_held_when_what_interrupted_the_wait_for_it_is_raised() -> None:
+    class Interrupted:
+        def __init__(self) -> None:
+            self.waits: list[BaseException | None] = [KeyboardInterrupt(), _AlarmError(), None]
+            self.held = False
+
+        def acquire(self) -> None:
+            interruption = self.waits.pop(0)
+            if interruption is not None:
+                raise interruption
+            self.held = True
+
+    lock = Interrupted()
+    with pytest.raises(_AlarmError):
+        acquire_whatever_interrupts(lock)
+    assert lock.held
 
 
 def test_ctrl_c_while_sending_is_raised_and_the_execution_settles() -> None:

@@ -147,27 +147,54 @@ def test_the_pool_of_a_hub_goes_with_it_but_for_what_lies_on_its_segments(site: 
 def test_a_hub_is_ready_when_its_tasks_have_started_and_its_inlets_are_connected(site: Site) -> None:
     reader, writer = site.hub(), site.hub(FIRST)
     reader.inlet(CHANNEL)
-    assert not reader.await_ready(0, Deadline.after(0))
+    assert "1 of 1 channels are not connected" in reader.missing_after(0, Deadline.after(0))
     connected(writer, reader)
-    assert not reader.await_ready(2, Deadline.after(0))
-    outcome: list[bool] = []
-    waiting = threading.Thread(target=lambda: outcome.append(reader.await_ready(2, soon())))
+    assert "0 of 2 tasks have started" in reader.missing_after(2, Deadline.after(0))
+    outcome: list[str] = []
+    waiting = threading.Thread(target=lambda: outcome.append(reader.missing_after(2, soon())))
     waiting.start()
     reader.task_started()
     reader.task_started()
     waiting.join(LONG_S)
-    assert outcome == [True]
+    assert outcome == [""]
 
 
 def test_a_hub_that_is_shut_is_never_ready_and_wakes_who_waits_for_it(site: Site) -> None:
     hub = site.hub()
-    outcome: list[bool] = []
-    waiting = threading.Thread(target=lambda: outcome.append(hub.await_ready(1, soon())))
+    outcome: list[str] = []
+    waiting = threading.Thread(target=lambda: outcome.append(hub.missing_after(1, soon())))
     waiting.start()
     hub.shut()
     waiting.join(LONG_S)
-    assert outcome == [False]
-    assert not hub.await_ready(0, soon())
+    assert outcome == ["the graph has ended in this process"]
+    assert hub.missing_after(0, soon()) == outcome[0]
+
+
+def test_a_hub_is_abandoned_as_soon_as_the_other_end_has_gone(site: Site) -> None:
+    driver, actor = site.hub(), site.hub(FIRST)
+    assert not actor.is_abandoned()
+    actor.connect_control(driver.address, soon())
+    assert not actor.is_abandoned()
+    driver.shut()
+    assert actor.is_abandoned()
+    actor.shut()
+    assert actor.is_abandoned()
+
+
+def test_losses_from_before_anyone_asked_are_told(site: Site) -> None:
+    driver, first, second = site.hub(), site.hub(FIRST), site.hub(SECOND)
+    driver._on_loss = None  # as if nobody had asked yet
+    for hub in (first, second):
+        hub.connect_control(driver.address, soon())
+    assert eventually(lambda: len(driver._controls) == 2)
+    first.shut()
+    assert eventually(lambda: driver._lost == [FIRST])
+    assert is_readable(driver.alarm)
+    told: list[str] = []
+    driver.tell_losses(told.append)
+    assert told == [FIRST]
+    second.shut()
+    assert eventually(lambda: told == [FIRST, SECOND])
 
 
 # -- control -----------------------------------------------------------------------------------------------------------
@@ -201,7 +228,8 @@ def test_the_driver_is_told_which_of_its_actors_has_ended(site: Site) -> None:
 
 def test_a_hub_may_shut_itself_when_it_is_told(site: Site) -> None:
     driver = site.hub()
-    actor = site.hub(FIRST, on_end=lambda hub, identity: hub.shut())
+    actor = site.hub(FIRST)
+    actor.tell_losses(lambda _identity: actor.shut())
     actor.connect_control(driver.address, soon())
     driver.shut()
     assert actor.has_ended(LONG_S)
@@ -209,10 +237,11 @@ def test_a_hub_may_shut_itself_when_it_is_told(site: Site) -> None:
 
 
 def test_an_error_in_who_is_told_is_logged_and_ends_the_hub(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    def fail(_hub: Hub, _identity: str) -> None:
+    def fail(_identity: str) -> None:
         raise ZeroDivisionError
 
-    driver, actor = site.hub(), site.hub(FIRST, on_end=fail)
+    driver, actor = site.hub(), site.hub(FIRST)
+    actor.tell_losses(fail)
     actor.connect_control(driver.address, soon())
     driver.shut()
     assert actor.has_ended(LONG_S)
@@ -350,7 +379,7 @@ def test_a_forked_child_holds_nothing_open(site: Site) -> None:
     assert received(receiving) == "still here"
     sending.sock.close()  # as the system does when this process ends, and the child lives on
     assert is_ended(receiving)
-    assert reader.await_ready(0, soon())
+    assert not reader.missing_after(0, soon())
     assert eventually(lambda: refuses(reader.address.unix))
     parents_end.close()
     assert ended_well(child)

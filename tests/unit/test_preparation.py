@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hubs import FIRST, LONG_S, a_site
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
 from cgexec import GraphSpecError
 from cgexec.engine import preparation
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey
-from cgexec.engine.preparation import ActorReport, Lease, _unfit, end_graph, loop_is_running, refusal
-
-LONG_S = 30.0
+from cgexec.engine.preparation import ActorReport, Lease, _unfit, end_graph, graphs_running, refusal
+from cgexec.engine.tasks import FramedTask
 
 
 @contextmanager
-def a_thread_inside(function: Callable[[Callable[[], object]], object]) -> Iterator[None]:
+def a_thread_inside(function: Callable[..., object], tasks: Sequence[object] = ()) -> Iterator[None]:
     """Keep a thread inside ``function`` for as long as the block lasts."""
     is_inside, may_leave = threading.Event(), threading.Event()
 
@@ -29,7 +30,7 @@ def a_thread_inside(function: Callable[[Callable[[], object]], object]) -> Itera
         is_inside.set()
         may_leave.wait(LONG_S)
 
-    thread = threading.Thread(target=function, args=(stay,))
+    thread = threading.Thread(target=function, args=(stay, tasks))
     thread.start()
     try:
         assert is_inside.wait(LONG_S)
@@ -40,35 +41,91 @@ def a_thread_inside(function: Callable[[Callable[[], object]], object]) -> Itera
     assert not thread.is_alive()
 
 
-def do_exec_tasks(call: Callable[[], object]) -> object:
+def do_exec_tasks(call: Callable[[], object], tasks: Sequence[object]) -> object:
     return call()
 
 
-def do_profile_tasks(call: Callable[[], object]) -> object:
+def do_profile_tasks(call: Callable[[], object], tasks: Sequence[object]) -> object:
     return call()
 
 
-def do_something_else(call: Callable[[], object]) -> object:
+def do_something_else(call: Callable[[], object], tasks: Sequence[object]) -> object:
     return call()
+
+
+def task_of(key: GraphKey) -> FramedTask:
+    task = FramedTask.__new__(FramedTask)
+    task.key = key
+    return task
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
+KEY = GraphKey("graph-1", 0)
+
+
+@pytest.mark.parametrize("function", [do_exec_tasks, do_profile_tasks])
 @pytest.mark.parametrize(
-    ("function", "expected"), [(do_exec_tasks, True), (do_profile_tasks, True), (do_something_else, False)]
+    ("tasks", "expected"),
+    [((), None), ((object(),), None), ((object(), task_of(KEY)), KEY)],
+    ids=["none", "ray", "ours"],
 )
-def test_a_loop_is_seen_on_whatever_thread_and_however_deep_it_runs(function: Any, expected: bool) -> None:
-    assert not loop_is_running()
-    with a_thread_inside(function):
-        assert loop_is_running() is expected
-    assert not loop_is_running()
+def test_a_loop_is_seen_on_whatever_thread_and_however_deep_it_runs(
+    function: Any, tasks: Sequence[object], expected: GraphKey | None
+) -> None:
+    assert graphs_running() == []
+    with a_thread_inside(function, tasks):
+        assert graphs_running() == [expected]
+    assert graphs_running() == []
+
+
+def test_another_function_is_no_loop() -> None:
+    with a_thread_inside(do_something_else, (task_of(KEY),)):
+        assert graphs_running() == []
 
 
 def test_the_names_of_the_loops_are_those_that_ray_uses() -> None:
     from ray.dag import compiled_dag_node
 
-    assert all(callable(getattr(compiled_dag_node, name)) for name in preparation._LOOP_FUNCTIONS)
+    for name in preparation._LOOP_FUNCTIONS:
+        assert "tasks" in inspect.signature(getattr(compiled_dag_node, name)).parameters
+
+
+def test_a_loop_whose_graph_has_ended_here_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "_LEAVING_S", LONG_S)
+    returned = threading.Event()
+
+    def wait() -> None:
+        preparation._await_leaving()
+        returned.set()
+
+    thread = threading.Thread(target=wait)
+    with a_thread_inside(do_exec_tasks, (task_of(KEY),)):
+        thread.start()
+        assert not returned.wait(0.1)
+    assert returned.wait(LONG_S)
+    thread.join(LONG_S)
+
+
+@pytest.mark.parametrize("tasks", [(), (object(),)])
+def test_a_loop_that_is_not_ours_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tasks: Sequence[object]) -> None:
+    monkeypatch.setattr(preparation, "_LEAVING_S", 1e9)
+    with a_thread_inside(do_exec_tasks, tasks):
+        preparation._await_leaving()
+
+
+def test_a_loop_that_stays_is_waited_for_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "_LEAVING_S", 0.01)
+    with a_thread_inside(do_exec_tasks, (task_of(KEY),)):
+        preparation._await_leaving()
+
+
+def test_a_loop_whose_graph_goes_on_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "_LEAVING_S", 1e9)
+    with a_site() as site, a_thread_inside(do_exec_tasks, (task_of(site.key),)):
+        site.hub(FIRST)
+        preparation._await_leaving()
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------
@@ -136,6 +193,8 @@ def lease(graph_id: str, name: str, driver: str) -> Lease:
 
 MINE = lease("graph-1", "mine", "process 1 on here")
 OTHER = lease("graph-2", "other", "process 2 on there")
+MINE_RUNS = (task_of(KEY),)
+FOREIGN = "a compiled graph that cgexec did not build"
 
 
 @pytest.fixture
@@ -148,31 +207,32 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("held", "expired", "loop", "asking", "answer"),
     [
-        (None, True, False, MINE, None),
-        (None, True, False, None, None),
-        (None, True, True, MINE, "a compiled graph that cgexec did not build"),
-        (None, True, True, None, "a compiled graph that cgexec did not build"),
-        (MINE, False, True, MINE, None),
-        (MINE, False, False, MINE, None),
-        (MINE, False, False, OTHER, "graph 'mine' of process 1 on here"),
-        (MINE, True, True, OTHER, "graph 'mine' of process 1 on here"),
-        (MINE, True, False, OTHER, None),
+        (None, True, None, MINE, None),
+        (None, True, None, None, None),
+        (None, True, (), MINE, FOREIGN),
+        (None, True, (), None, FOREIGN),
+        (MINE, False, MINE_RUNS, MINE, None),
+        (MINE, False, None, MINE, None),
+        (MINE, False, None, OTHER, "graph 'mine' of process 1 on here"),
+        (MINE, True, MINE_RUNS, OTHER, "graph 'mine' of process 1 on here"),
+        (MINE, True, None, OTHER, None),
+        (MINE, True, (), OTHER, FOREIGN),
     ],
 )
 def test_a_lease_counts_until_it_expires_or_for_as_long_as_a_loop_runs(
-    state: Any, held: Lease | None, expired: bool, loop: bool, asking: Lease | None, answer: str | None
+    state: Any, held: Lease | None, expired: bool, loop: Any, asking: Lease | None, answer: str | None
 ) -> None:
     state.lease = held
     state.expires_at = time.monotonic() + (-1.0 if expired else LONG_S)
-    with a_thread_inside(do_exec_tasks if loop else do_something_else):
+    with a_thread_inside(do_something_else if loop is None else do_exec_tasks, loop or ()):
         assert preparation._other_graph(asking) == answer
 
 
-@pytest.mark.parametrize(("graph_id", "left"), [("graph-1", None), ("graph-2", MINE)])
-def test_only_the_graph_that_has_the_lease_can_give_it_back(state: Any, graph_id: str, left: Lease | None) -> None:
-    state.lease = MINE
+@pytest.mark.parametrize(("graph_id", "is_free"), [("graph-1", True), ("graph-2", False)])
+def test_only_the_graph_that_has_the_lease_can_give_it_back(state: Any, graph_id: str, is_free: bool) -> None:
+    state.lease, state.expires_at = MINE, time.monotonic() + LONG_S
     end_graph(None, graph_id)
-    assert state.lease is left
+    assert (preparation._other_graph(OTHER) is None) is is_free
 
 
 def test_every_process_is_an_incarnation_of_its_own() -> None:

@@ -86,7 +86,7 @@ def test_the_right_ones_get_in_while_strangers_crowd_the_door(
         assert most <= MOST_APPLICANTS + 1  # the oldest leaves as the newest comes
         assert carries(writer, reader) == "value"
         assert carries(writer, reader, bytes(16)) == "value"
-        assert reader.await_ready(0, soon())
+        assert not reader.missing_after(0, soon())
         assert eventually(lambda: not applicants)
     (record,) = caplog.records
     assert (record.levelno, record.name) == (logging.WARNING, "cgexec.engine.reception")
@@ -126,7 +126,7 @@ def test_nobody_gets_in_once_the_graph_is_complete(site: Site, family: str, node
     reader, writer = site.hub(listen_ip="127.0.0.1"), site.hub(FIRST, node_id)
     assert carries(writer, reader) == "value"
     with visit(reader.address, family) as waiting:
-        assert reader.await_ready(0, soon())
+        assert not reader.missing_after(0, soon())
         assert is_dropped(waiting)
     with pytest.raises(HandshakeError):
         writer.connect_edge(bytes(16), reader.address, soon())

@@ -429,7 +429,7 @@ def test_a_task_opens_its_channels_in_the_hub_of_its_graph_as_the_loop_starts(si
     hub, reader = site.hub(FIRST), site.hub(SECOND)
     task = real_task(hub, reader)
     task.prepare()
-    assert hub.await_ready(1, Deadline.after(0))
+    assert not hub.missing_after(1, Deadline.after(0))
     task.input_channels[0].open_writer(hub).put(None, "value", 0)
     made = Bench(task, Worker(), task.output_channels)
     made.run()
@@ -512,7 +512,7 @@ def test_each_thread_gets_the_tasks_of_its_own_graph_and_others_get_rays() -> No
     assert type(compiled_task()) is ExecutableTask
     inside.wait(30)
     for number, each in made.items():
-        assert {(type(task), task._key, task._origin) for task in each} == {
+        assert {(type(task), task.key, task._origin) for task in each} == {
             (FramedTask, GraphKey(f"graph {number}", number), OutputPort(number, "step"))
         }
     for thread, event in zip(threads, leave, strict=True):

@@ -361,11 +361,11 @@ _registry: dict[tuple[GraphKey, str], Hub] = {}
 _registry_lock = threading.Lock()
 
 
-def find_hub(key: GraphKey, identity: str | None = None) -> Hub:
+def find_hub(key: GraphKey) -> Hub:
     """Return this process's hub of a generation. Raises HubClosedError if there is none."""
     with _registry_lock:
-        for (known, whose), hub in _registry.items():
-            if known == key and identity in (None, whose):
+        for (known, _), hub in _registry.items():
+            if known == key:
                 return hub
     raise HubClosedError("the graph has ended in this process")
 

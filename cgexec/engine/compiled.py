@@ -43,7 +43,7 @@ from cgexec.engine.driver_ends import (
     output_end,
     read_in_turn,
 )
-from cgexec.engine.edges import Taken, actor_name
+from cgexec.engine.edges import actor_name
 from cgexec.engine.failures import as_exception, capture, decode_failures
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
@@ -59,6 +59,7 @@ from cgexec.engine.protocol import (
     OutputValue,
     SendTimeoutError,
 )
+from cgexec.engine.steps import Taken
 from cgexec.engine.tasks import FramedTask
 from cgexec.engine.teardown_noise import hush
 from cgexec.exception_info import bare

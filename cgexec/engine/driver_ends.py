@@ -17,12 +17,13 @@ from ray.exceptions import RayChannelError, RayChannelTimeoutError, RayTaskError
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.detach import detached
-from cgexec.engine.edges import Outlet, Taken
+from cgexec.engine.edges import Outlet
 from cgexec.engine.failures import encode_failures, from_ray
 from cgexec.engine.frames import Encoded
 from cgexec.engine.hub import Hub
 from cgexec.engine.ray_edges import RayEdge
 from cgexec.engine.socket_edges import SocketEdge
+from cgexec.engine.steps import Taken
 from cgexec.engine.wire import Wire, WireClosedError
 
 _LONGEST_POLL_S = 60.0

@@ -27,32 +27,10 @@ from ray.experimental.channel.common import ChannelInterface, ChannelOutputType
 
 from cgexec.engine import payload
 from cgexec.engine.failures import as_task_error, decode_failures, encode_failures, from_ray
-from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
+from cgexec.engine.frames import Encoded, Kind
 from cgexec.engine.handshake import HandshakeError
 from cgexec.engine.hub import DRIVER, GraphKey, Hub, HubClosedError, find_hub
-
-
-class Taken:
-    """What a reader took from an edge for one execution: a value, or the failures that are there in its place."""
-
-    __slots__ = ("_frame", "_value", "execution", "failures")
-
-    def __init__(self, execution: int, failures: Bytes | None, frame: Frame | None = None, value: Any = None) -> None:
-        self.execution = execution
-        self.failures = failures
-        self._frame = frame
-        self._value = value
-
-    @classmethod
-    def from_frame(cls, frame: Frame) -> Taken:
-        """Return what ``frame`` carries."""
-        return cls(frame.execution, frame.payload if frame.kind is Kind.ERROR else None, frame)
-
-    def value(self) -> Any:
-        """Return the value, loaded once. Raises whatever loading it raises."""
-        if self._frame is not None:
-            self._value, self._frame = payload.decode(self._frame), None
-        return self._value
+from cgexec.engine.steps import Taken
 
 
 class Incoming(Protocol):

@@ -11,9 +11,10 @@ from ray.dag import DAGContext
 from ray.exceptions import RayChannelError
 from ray.experimental.channel.shared_memory_channel import SharedMemoryType
 
-from cgexec.engine.edges import Edge, Incoming, Outlet, Queue, Taken, actor_name
+from cgexec.engine.edges import Edge, Incoming, Outlet, Queue, actor_name
 from cgexec.engine.frames import Encoded, Frame, FrameError, join, pack, unpack
 from cgexec.engine.hub import GraphKey, Hub
+from cgexec.engine.steps import Taken
 
 _sizing = threading.Lock()
 

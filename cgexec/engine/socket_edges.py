@@ -11,11 +11,12 @@ from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
-from cgexec.engine.edges import Edge, Incoming, Outlet, Queue, Taken, actor_name
+from cgexec.engine.edges import Edge, Incoming, Outlet, Queue, actor_name
 from cgexec.engine.frames import Encoded
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.segments import Segment
+from cgexec.engine.steps import Taken
 from cgexec.engine.wire import Wire, WireClosedError
 
 CONNECT_S = 30.0  # for one edge: its reader listens before its writer is told of it

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from ray.dag import CollectiveOutputNode, compiled_dag_node
@@ -28,24 +28,15 @@ from ray.dag.dag_node_operation import _DAGNodeOperationType
 from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.cached_channel import CachedChannel
 
-from cgexec.engine import payload
-from cgexec.engine.edges import Edge, Outlet, Taken, Tap, actor_name, ending_as_ray_says
-from cgexec.engine.failures import as_task_error, capture, decode_failures, encode_failures, from_ray, merged
+from cgexec.engine.edges import Edge, Outlet, Tap, actor_name, ending_as_ray_says
+from cgexec.engine.failures import as_task_error, decode_failures, encode_failures, from_ray
 from cgexec.engine.frames import Encoded
 from cgexec.engine.graph_spec import actor_of
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.protocol import OutputPort
-from cgexec.exception_info import class_name
+from cgexec.engine.steps import Arguments, Step, Taken
 
 _READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE
-
-
-class _MixedInputsError(Exception):
-    """The inputs of one task belong to different executions."""
-
-
-class _WrongNumberError(Exception):
-    """A method did not return as many values as the graph takes of it."""
 
 
 class _Foreign:
@@ -99,10 +90,8 @@ class FramedTask(ExecutableTask):
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: OutputPort) -> None:
         super().__init__(task, args, kwargs)
         self.key = key
-        self._origin = origin
         self._outgoing: list[Any] = self.output_channels
-        self._parts_put: list[Any] = self.output_idxs  # which part of the result goes to which, None for all of it
-        self._num_returns = task.dag_node.num_returns
+        self._step = Step(origin, task.dag_node.num_returns, self.output_idxs)
         self._outlets: list[Outlet] = []
         self._taps: list[tuple[Tap | _Foreign, int]] = []
         self._index = 0
@@ -154,64 +143,24 @@ class FramedTask(ExecutableTask):
     def _call(self, instance: Any) -> None:
         taken, self._taken = self._taken, []
         self._execution = max(each.execution for each in taken)
-        try:
-            self._check_executions(taken)
-            failures = [each.failures for each in taken if each.failures is not None]
-            if failures:
-                self._failed = merged(failures)
-                return
-            values = [each.value() for each in taken]
-        except Exception as error:  # noqa: BLE001 - a user's class may raise anything as it is loaded
-            self._failed = self._failure(error, instance, f"what {self._name} was to be given cannot be used")
-            return
-        del taken
-        try:
-            arguments = [task_input.resolve(values) for task_input in self.task_inputs]
-            self._result = getattr(instance, self.method_name)(*arguments, **self.resolved_kwargs)
-        except Exception as error:  # noqa: BLE001 - an application error, of whichever class
-            with suppress(Exception):  # without this frame, if the exception's class lets it be left out
-                BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
-            self._failed = self._failure(error, instance)
+        self._result, self._failed = self._step.call(instance, taken, self._index - 1, self._arguments)
 
-    def _check_executions(self, taken: list[Taken]) -> None:
-        due = self._index - 1
-        if any(each.execution != due for each in taken):
-            raise _MixedInputsError(f"execution {due} met inputs of {sorted({each.execution for each in taken})}")
+    def _arguments(self, values: list[Any]) -> Arguments:
+        return [task_input.resolve(values) for task_input in self.task_inputs], self.resolved_kwargs
 
     def _put(self, instance: Any) -> bool:
         result, self._result = self._result, None
         failed, self._failed = self._failed, None
-        channels = self._outgoing
         try:
             if not self._outlets:
                 self._put_foreign(result, failed)
                 return False
-            if failed is None:
-                try:
-                    parts = self._parts(result)
-                    encoded = [
-                        payload.encode(part) if channel.has_remote else None
-                        for channel, part in zip(channels, parts, strict=True)
-                    ]
-                except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
-                    what = f"what {self._name} returned, a {class_name(result)}, cannot be sent"
-                    failed = self._failure(error, instance, what)
-            if failed is not None:
-                parts, encoded = [None] * len(channels), [failed] * len(channels)
-            for outlet, part, each in zip(self._outlets, parts, encoded, strict=True):
-                outlet.put(each, part, self._execution)
+            ready = self._step.put(instance, result, failed, [channel.has_remote for channel in self._outgoing])
+            for outlet, (encoded, value) in zip(self._outlets, ready, strict=True):
+                outlet.put(encoded, value, self._execution)
         except RayChannelError:
             return True
         return False
-
-    def _parts(self, result: Any) -> list[Any]:
-        """Return what each output channel is to carry: the result, or those of its parts that the graph uses."""
-        if self._num_returns == 1:
-            return [result] * len(self.output_channels)
-        if not isinstance(result, (tuple, list)) or len(result) != self._num_returns:
-            found = f"{len(result)} values" if isinstance(result, (tuple, list)) else "one value"
-            raise _WrongNumberError(f"{self._num_returns} values were expected, and {found} came")
-        return [result[index] for index in self._parts_put]
 
     def _put_foreign(self, result: Any, failed: Encoded | None) -> None:
         """Write to channels that are not ours: a value, or an error as Ray's own tasks write it."""
@@ -221,17 +170,10 @@ class FramedTask(ExecutableTask):
             except RayChannelError:
                 raise
             except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
-                failed = self._failure(error, None, f"what {self._name} returned cannot be sent")
+                failed = self._step.failure(error, None, f"what {self._step.name} returned cannot be sent")
             else:
                 return
         self.output_writer.write(as_task_error(decode_failures(failed.payload)[0]))
-
-    @property
-    def _name(self) -> str:
-        return f"{self.method_name}() of host {self._origin.host_id}"
-
-    def _failure(self, error: Exception, instance: Any, transfer: str = "") -> Encoded:
-        return encode_failures([capture(error, self._origin, instance, transfer)])
 
 
 # -- standing in for Ray's task ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ray.experimental.channel.shared_memory_channel import SharedMemoryType
 
 from cgexec import TransferError
 from cgexec.engine import payload
-from cgexec.engine.edges import Taken, Tap, give_hints
+from cgexec.engine.edges import Tap, give_hints
 from cgexec.engine.failures import capture, decode_failures, encode_failures
 from cgexec.engine.frames import join, pack
 from cgexec.engine.handshake import Address
@@ -27,6 +27,7 @@ from cgexec.engine.hub import DRIVER, GraphKey
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.ray_edges import RayEdge
 from cgexec.engine.socket_edges import SocketEdge, SocketHint
+from cgexec.engine.steps import Taken
 from cgexec.engine.tasks import _tap
 
 ORIGIN = OutputPort(2, "step")

@@ -21,12 +21,13 @@ from ray.experimental.channel.common import ChannelInterface, ChannelOutputType
 from cgexec import TransferError
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
-from cgexec.engine.edges import Edge, Taken
+from cgexec.engine.edges import Edge
 from cgexec.engine.failures import Failure, as_exception, capture, decode_failures, encode_failures
 from cgexec.engine.frames import Encoded, Frame, Kind
 from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.socket_edges import SocketEdge
+from cgexec.engine.steps import Taken
 from cgexec.engine.tasks import FramedTask, _tap, framed_tasks
 
 KEY = GraphKey("graph", 3)
@@ -190,7 +191,7 @@ def bench(
         dag_node=node, idx=1, output_channels=outputs, output_idxs=list(indices) * len(outputs), arg_type_hints=[]
     )
     spec.output_idxs = spec.output_idxs[: len(outputs)]
-    task = FramedTask(spec, [InEdge(tap) for tap in taps], {}, KEY, ORIGIN)
+    task = FramedTask(spec, [InEdge(tap) for tap in taps], {}, KEY, OutputPort(ORIGIN.host_id, method))
     hub: Any = FakeHub()
     task._open(hub)
     assert hub.num_started == 1
@@ -512,7 +513,7 @@ def test_each_thread_gets_the_tasks_of_its_own_graph_and_others_get_rays() -> No
     assert type(compiled_task()) is ExecutableTask
     inside.wait(30)
     for number, each in made.items():
-        assert {(type(task), task.key, task._origin) for task in each} == {
+        assert {(type(task), task.key, task._step.origin) for task in each} == {
             (FramedTask, GraphKey(f"graph {number}", number), OutputPort(number, "step"))
         }
     for thread, event in zip(threads, leave, strict=True):

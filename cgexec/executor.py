@@ -22,10 +22,10 @@ from typing import Any
 from cgexec.config import GraphConfig, RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
-from cgexec.engine.build import GraphRecipe, HostsLostError
-from cgexec.engine.preparation import ActorReport, probe
-from cgexec.engine.protocol import Member
+from cgexec.engine.build import CompiledBackend
+from cgexec.engine.protocol import HostReport, HostsLostError, Member
 from cgexec.engine.ray_context import effective_settings
+from cgexec.engine.recipe import GraphRecipe
 from cgexec.errors import GraphClosedError, GraphSpecError
 from cgexec.execution import Execution
 from cgexec.hosts import HostGroup
@@ -92,7 +92,8 @@ class GraphExecutor:
             transport=config.transport,
             pool_bytes=config.pool_bytes,
         )
-        self._supervisor = Supervisor(recipe, policy)
+        self._backend = CompiledBackend(recipe)
+        self._supervisor = Supervisor(name, self._backend, policy, self._settings.teardown_timeout_s.value)
         self._core = GraphCore(name, kind, self._settings, config.fail_fast, self._supervisor.broke)
         members = [Member(info, actor) for info, actor in zip(group.infos, group.actors, strict=True)]
         try:
@@ -209,14 +210,14 @@ class GraphExecutor:
         """
         check_duration("timeout_s", timeout_s, FROM_CALL)
         members = self._core.members
-        replies = probe(members, timeout_s)
+        replies = self._backend.probe(members, timeout_s)
         by_id = {member.info.host_id: member.info for member in members}
         health = []
         for planned in self._planned:
             info = by_id.get(planned.host_id, planned)
             reply = replies.get(planned.host_id)
             silent = isinstance(reply, TimeoutError)
-            alive = isinstance(reply, ActorReport)
+            alive = isinstance(reply, HostReport)
             health.append(replace(info, healthy=alive, failed=not alive and not silent))
         return health
 

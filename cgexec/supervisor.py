@@ -29,9 +29,7 @@ from cgexec.config import RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
-from cgexec.engine.build import GraphRecipe, HostsLostError, build_generation
-from cgexec.engine.preparation import ActorReport, probe, silent_or_dead
-from cgexec.engine.protocol import Break, Engine, Member
+from cgexec.engine.protocol import Backend, Break, Engine, HostReport, HostsLostError, Member, losses_among
 from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
 from cgexec.hosts import check_actors
 from cgexec.lifecycle import GraphEvent, GraphState
@@ -62,15 +60,16 @@ class _Stop:
 class Supervisor:
     """Rebuilds one graph, as often as its policy allows, until it is stopped."""
 
-    def __init__(self, recipe: GraphRecipe, policy: RebuildPolicy) -> None:
-        self._recipe = recipe
+    def __init__(self, name: str, backend: Backend, policy: RebuildPolicy, teardown_timeout_s: float) -> None:
+        self._name = name
+        self._backend = backend
         self._policy = policy
         self._events: queue.SimpleQueue[_Broke | _Requested | _Stop] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{recipe.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{name}", daemon=True)
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._leaving: Engine | None = None  # the engine that a rebuild is tearing down
-        self._teardown_timeout_s = recipe.settings.teardown_timeout_s.value
+        self._teardown_timeout_s = teardown_timeout_s
         self._rebuilds_started = 0
         self._core: GraphCore | None = None
         self._incarnations: Mapping[int, str] = {}
@@ -85,10 +84,10 @@ class Supervisor:
         """Build the first generation, on this thread, and go on watching over it.
 
         Raises:
-            GraphSpecError, HostsLostError: see ``build_generation``.
+            GraphSpecError, HostsLostError: see ``Backend.build``.
         """
         self._core = core
-        engine = build_generation(self._recipe, 0, members, self._on_loop_end)
+        engine = self._backend.build(0, members, self._on_break)
         self._open(core, engine, members)
         self._thread.start()
 
@@ -110,7 +109,7 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def _on_loop_end(self, engine: Engine) -> None:
+    def _on_break(self, engine: Engine) -> None:
         self.broke(engine, RayChannelError("an actor left the graph"))
 
     # -- the thread ----------------------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ class Supervisor:
                     case _Requested(done):
                         self._handle_request(core, done)
             except BaseException as error:
-                _logger.exception("graph %r: the rebuild itself failed", self._recipe.name)
+                _logger.exception("graph %r: the rebuild itself failed", self._name)
                 left = core.current_engine()
                 reason = GraphFailedError(f"the rebuild itself failed: {type(error).__name__}: {error}", error)
                 if left is not None and core.break_off(left, Break((), reason)):
@@ -145,7 +144,7 @@ class Supervisor:
             except queue.Empty:
                 return
             if isinstance(event, _Requested):
-                event.done.set_exception(GraphClosedError(f"graph {self._recipe.name!r} is closed"))
+                event.done.set_exception(GraphClosedError(f"graph {self._name!r} is closed"))
 
     def _handle_break(self, core: GraphCore, engine: Engine, seen: Exception) -> None:
         if engine.session_over:
@@ -215,7 +214,7 @@ class Supervisor:
             self._rebuilds_started += 1
             try:
                 members = self._members_of(members, plan.keep, plan.replace)
-                engine = build_generation(self._recipe, core.generation + 1, members, self._on_loop_end)
+                engine = self._backend.build(core.generation + 1, members, self._on_break)
                 self._run_hook(core, engine, members)
             except HostsLostError as error:
                 losses, stuck = error.losses, {}
@@ -260,13 +259,13 @@ class Supervisor:
         An actor that Ray has restarted is alive and stays, but the host it was is lost: its state is gone.
         """
         asked = [member for member in members if member.info.host_id not in stuck]
-        reports = probe(asked, self._policy.probe_timeout_s)
+        reports = self._backend.probe(asked, self._policy.probe_timeout_s)
         lost, alive = [], set()
         for member in members:
             host_id = member.info.host_id
             reply = reports.get(host_id) or stuck[host_id]
             cause: Exception | None = None
-            if not isinstance(reply, ActorReport):
+            if not isinstance(reply, HostReport):
                 cause = stuck.get(host_id) or losses.get(host_id, reply)
             else:
                 alive.add(host_id)
@@ -306,7 +305,7 @@ class Supervisor:
             failed = error
         if failed is None and not engine.broken:
             return
-        losses = silent_or_dead(members, self._policy.probe_timeout_s)
+        losses = losses_among(self._backend.probe(members, self._policy.probe_timeout_s))
         stuck = engine.tear_down(self._teardown_timeout_s)
         if losses or stuck or failed is None:
             raise HostsLostError({**losses, **stuck}) from failed

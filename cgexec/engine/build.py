@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -14,85 +13,66 @@ from ray.exceptions import GetTimeoutError, RayChannelError, RayTaskError
 from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.classify import Place, Verdict, classify, is_failed_constructor
-from cgexec.config import Transport
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
 from cgexec.engine.compilation import compile_graph, discard
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.edges import actor_name
-from cgexec.engine.graph_spec import BoundGraph, bind_graph
+from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.handshake import new_key
 from cgexec.engine.hub import DRIVER, GraphKey, Hub
-from cgexec.engine.preparation import ActorReport, Lease, prepare, refusal, release, silent_or_dead
-from cgexec.engine.protocol import Member
+from cgexec.engine.preparation import ActorReport, Lease, prepare, probe, refusal, release, silent_or_dead
+from cgexec.engine.protocol import Engine, HostReport, HostsLostError, Member
 from cgexec.engine.ray_edges import RayHint
+from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.socket_edges import SocketHint
 from cgexec.errors import GraphSpecError
-from cgexec.exception_info import bare
-from cgexec.settings import Settings
 
 _PROBE_AFTER_BOUND_S = 2.0
 _TEARDOWN_AFTER_LOSS_S = 5.0  # no method has run yet, so a loop that is alive leaves at once
 
 
-class HostsLostError(Exception):
-    """The graph was not built because of a death: ``losses`` says which hosts were found dead or silent, and why.
+class CompiledBackend:
+    """Builds compiled graphs over Ray's actors."""
 
-    There may be none: Ray's own helper actor may have been on a node that went away. Building again may then succeed.
-    """
+    def __init__(self, recipe: GraphRecipe) -> None:
+        self._recipe = recipe
 
-    def __init__(self, losses: dict[int, Exception], reason: Exception | None = None) -> None:
-        names = ", ".join(f"host {host_id}: {error}" for host_id, error in losses.items())
-        super().__init__(names or f"every host answers, but {reason}")
-        self.losses = {host_id: bare(error) for host_id, error in losses.items()}
+    def build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> CompiledEngine:
+        """See ``protocol.Backend``. A host that stopped answering while Ray compiled is killed: Ray waits for ever."""
+        return build_generation(self._recipe, generation, members, on_break)
+
+    def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
+        """See ``protocol.Backend``."""
+        return dict(probe(members, timeout_s))
 
 
-@dataclass(frozen=True)
-class GraphRecipe:
-    """What stays the same from one generation of a graph to the next."""
-
-    graph_id: str
-    name: str
-    build: Callable[..., Any]
-    settings: Settings
-    build_timeout_s: float
-    transport: Transport
-    pool_bytes: int
-
-    def lease(self, hub: Hub) -> Lease:
-        """Return the lease that the actors of the generation that ``hub`` serves are asked to take."""
-        return Lease(
-            key=hub.key,
-            graph_name=self.name,
-            driver=f"process {os.getpid()} on {platform.node()}",
-            duration_s=self.build_timeout_s,
-            secret=hub.secret,
-            driver_address=hub.address,
-            needs_control=self.transport == "socket",
-            across_nodes=hub.address.tcp is not None,
-            pool_bytes=self.pool_bytes,
-        )
+def lease_of(recipe: GraphRecipe, hub: Hub, *, needs_control: bool) -> Lease:
+    """Return the lease that the actors of the generation that ``hub`` serves are asked to take."""
+    return Lease(
+        key=hub.key,
+        graph_name=recipe.name,
+        driver=f"process {os.getpid()} on {platform.node()}",
+        duration_s=recipe.build_timeout_s,
+        secret=hub.secret,
+        driver_address=hub.address,
+        needs_control=needs_control,
+        across_nodes=hub.address.tcp is not None,
+        pool_bytes=recipe.pool_bytes,
+    )
 
 
 def build_generation(
     recipe: GraphRecipe,
     generation: int,
     members: Sequence[Member],
-    on_loop_end: Callable[[CompiledEngine], None],
+    on_break: Callable[[Engine], None],
 ) -> CompiledEngine:
-    """Build one generation over ``members`` and return its engine.
-
-    ``on_loop_end(engine)`` is called, on a thread of Ray's where nothing may block, whenever an actor's loop ends.
-
-    Raises:
-        GraphSpecError: the builder's graph or the caller's actors cannot be used. Every actor is usable afterwards.
-        HostsLostError: hosts are dead or do not answer. One that stopped answering while Ray compiled is killed, for
-            Ray would wait for it for ever; the others are usable afterwards.
-    """
+    """See ``protocol.Backend.build``."""
     deadline = Deadline.after(recipe.build_timeout_s)
-    bound = _bind(recipe, members)
+    bound = recipe.bind(members)
     hub = _hub_of_driver(recipe, generation)
-    lease = recipe.lease(hub)
+    lease = lease_of(recipe, hub, needs_control=recipe.transport == "socket")
     replies: dict[int, ActorReport | Exception] = {}
     try:
         replies = prepare(members, lease, bound.methods, deadline.remaining_s())
@@ -106,7 +86,7 @@ def build_generation(
         # A silent one may still take the lease: this reaches it behind the request, whenever that is.
         release(silent, recipe.graph_id, 0)
         raise
-    engine = CompiledEngine(compiled, bound, members, reports, recipe.settings, hub, on_loop_end)
+    engine = CompiledEngine(compiled, bound, members, reports, recipe.settings, hub, on_break)
     obstacle = engine.settle_in(deadline.remaining_s())
     if obstacle is not None:
         losses = {**silent_or_dead(members, _PROBE_AFTER_BOUND_S), **dict(obstacle.errors)}
@@ -139,19 +119,6 @@ def _hint(
         return RayHint(hub.key, recipe.settings.buffer_size_bytes.value, recipe.settings.max_inflight.value)
     addresses = {actor_name(member.actor): reports[member.info.host_id].address for member in members}
     return SocketHint(hub.key, {name: each for name, each in addresses.items() if each is not None}, hub.address)
-
-
-def _bind(recipe: GraphRecipe, members: Sequence[Member]) -> BoundGraph:
-    """Call the builder, under the bound: it is the caller's code."""
-    try:
-        return bounded.call_bounded(
-            lambda: bind_graph(recipe.build, members),
-            recipe.build_timeout_s,
-            f"cgexec-bind-{recipe.graph_id[:8]}",
-            "the builder",
-        )
-    except bounded.BoundExceededError as error:
-        raise GraphSpecError(f"{error}; it should only bind nodes, or raise GraphConfig.build_timeout_s") from error
 
 
 def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception], hub: Hub) -> dict[int, ActorReport]:

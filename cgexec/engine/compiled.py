@@ -44,24 +44,24 @@ from cgexec.engine.driver_ends import (
     read_in_turn,
 )
 from cgexec.engine.edges import actor_name
-from cgexec.engine.failures import as_exception, capture, decode_failures
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
 from cgexec.engine.preparation import ActorReport, await_loops, call_out, release
 from cgexec.engine.protocol import (
     Break,
+    Engine,
     EngineBrokenError,
     GraphSpec,
     Member,
     Output,
     OutputError,
     OutputPort,
-    OutputValue,
     SendTimeoutError,
 )
 from cgexec.engine.steps import Taken
 from cgexec.engine.tasks import FramedTask
 from cgexec.engine.teardown_noise import hush
+from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.exception_info import bare
 from cgexec.settings import Settings
 
@@ -84,7 +84,7 @@ class CompiledEngine:
         reports: Mapping[int, ActorReport],
         settings: Settings,
         hub: Hub,
-        on_loop_end: Callable[[CompiledEngine], None],
+        on_break: Callable[[Engine], None],
     ) -> None:
         self.spec: GraphSpec = bound.spec
         self.broken = False
@@ -98,7 +98,7 @@ class CompiledEngine:
         self._without_control = [member for member in members if reports[member.info.host_id].no_control]
         self._read_slice_s = settings.read_iteration_timeout_s.value
         self._settled_in = False
-        self._on_loop_end = on_loop_end
+        self._on_break = on_break
 
         self._settings = settings
         self._inputs: list[InputEnd] = []
@@ -156,7 +156,7 @@ class CompiledEngine:
         self.broken = True
         if not self._settled_in:  # nobody runs on it yet: let those who wait for the others go
             self._hub.shut()
-        self._on_loop_end(self)
+        self._on_break(self)
 
     def settle_in(self, timeout_s: float) -> Break | None:
         """Wait until every channel is open, here and in the actors.
@@ -208,17 +208,7 @@ class CompiledEngine:
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Return the serialised value for each input channel; nothing is sent."""
-        self.spec.inputs.check(args, kwargs)
-        encoded = []
-        for end in self._inputs:
-            key = end.key
-            value = args[key or 0] if key is None or isinstance(key, int) else kwargs[key]
-            try:
-                encoded.append(end.encode(value))
-            except Exception as error:
-                name = "the input" if key is None else f"input {key!r}"
-                raise TypeError(f"{name} cannot be serialised: {type(error).__name__}: {error}") from error
-        return encoded
+        return encoded_inputs(self.spec, ((end.key, end.encode) for end in self._inputs), args, kwargs)
 
     def send(self, encoded: Sequence[Any], timeout_s: float) -> None:
         """Write one execution's inputs to their channels."""
@@ -271,22 +261,7 @@ class CompiledEngine:
             self.broken = self.condemned = True
             what = f"execution {self._num_collected} of this generation met what belongs to {taken.execution}"
             raise EngineBrokenError(RayChannelError(f"{what}, from {port.method}() of host {port.host_id}"))
-        if taken.failures is not None:
-            first, *others = [
-                OutputError(as_exception(failure), *((o.host_id, o.method) if (o := failure.origin) else (None, None)))
-                for failure in decode_failures(taken.failures)
-            ]
-            return OutputError(first.error, first.host_id, first.method, tuple(others))
-        try:
-            return OutputValue(taken.value())
-        except KeyboardInterrupt:
-            raise
-        except BaseException as raised:  # noqa: BLE001 - a user's class may raise anything as it is loaded
-            error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
-            failure = capture(
-                error, port, None, f"what {port.method}() of host {port.host_id} returned cannot be loaded"
-            )
-            return OutputError(as_exception(failure), port.host_id, port.method)
+        return output_of(taken, port)
 
     def why_broken(self, seen: Exception, timeout_s: float) -> Break:
         """Return what the loops ended with, as soon as one of them ended with an error.

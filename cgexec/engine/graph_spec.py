@@ -28,6 +28,7 @@ class BoundGraph:
     spec: GraphSpec
     nodes: tuple[Any, ...]
     methods: dict[int, tuple[str, ...]]
+    outputs: tuple[Any, ...]
 
 
 def takes_infos(build: Callable[..., Any]) -> bool:
@@ -77,7 +78,7 @@ def bind_graph(build: Callable[..., Any], members: Sequence[Member]) -> BoundGra
         if _is_call(node):
             methods[host_ids[node._get_actor_handle()]] += (node.get_method_name(),)
     root = built if isinstance(built, MultiOutputNode) else MultiOutputNode(list(outputs)) if returns_list else built
-    return BoundGraph(root, spec, tuple(nodes), methods)
+    return BoundGraph(root, spec, tuple(nodes), methods, tuple(outputs))
 
 
 def _generator_hint(members: Sequence[Member]) -> str:

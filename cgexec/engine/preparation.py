@@ -31,7 +31,7 @@ from cgexec.deadline import Deadline
 from cgexec.engine.edges import actor_name
 from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
-from cgexec.engine.protocol import Member
+from cgexec.engine.protocol import HostReport, Member, losses_among
 from cgexec.engine.tasks import FramedTask, open_foreign
 from cgexec.errors import GraphSpecError
 
@@ -66,16 +66,14 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class ActorReport:
+class ActorReport(HostReport):
     """What an actor says of itself.
 
-    ``incarnation`` changes when Ray restarts the actor. ``leased_to`` names the other graph it is in, if any;
+    ``leased_to`` names the other graph it is in, if any;
     ``unfit_methods`` says, by name, why a method cannot be part of a graph. ``address`` is where it listens for this
     graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
     """
 
-    node_id: str
-    incarnation: str
     leased_to: str | None
     unfit_methods: dict[str, str]
     address: Address | None = None
@@ -307,8 +305,7 @@ def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
 
 def silent_or_dead(members: Sequence[Member], timeout_s: float) -> dict[int, Exception]:
     """Return the hosts whose actors do not answer an ordinary call within ``timeout_s``, and why."""
-    replies = probe(members, timeout_s)
-    return {host_id: reply for host_id, reply in replies.items() if isinstance(reply, Exception)}
+    return losses_among(probe(members, timeout_s))
 
 
 def _import_error(reply: object) -> ImportError | None:

@@ -6,10 +6,11 @@ why; it can be torn down within a bound. It knows nothing of statuses, retries o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cgexec.exception_info import bare
 from cgexec.topology import HostInfo
 
 
@@ -19,6 +20,14 @@ class Member:
 
     info: HostInfo
     actor: Any
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """A host's sign of life. ``incarnation`` changes when its process is started anew."""
+
+    node_id: str
+    incarnation: str
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,18 @@ class EngineBrokenError(Exception):
         self.sent = sent
 
 
+class HostsLostError(Exception):
+    """The graph was not built because of a death: ``losses`` says which hosts were found dead or silent, and why.
+
+    There may be none: Ray's own helper actor may have been on a node that went away. Building again may then succeed.
+    """
+
+    def __init__(self, losses: dict[int, Exception], reason: Exception | None = None) -> None:
+        names = ", ".join(f"host {host_id}: {error}" for host_id, error in losses.items())
+        super().__init__(names or f"every host answers, but {reason}")
+        self.losses = {host_id: bare(error) for host_id, error in losses.items()}
+
+
 class SendTimeoutError(Exception):
     """There was no room for an execution in time; nothing of it was sent."""
 
@@ -170,3 +191,30 @@ class Engine(Protocol):
 
         A second call waits for the first, within a bound, and returns none.
         """
+
+
+class Backend(Protocol):
+    """Where the generations of one graph come from: what they run on."""
+
+    def build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> Engine:
+        """Build one generation over ``members`` and return its engine.
+
+        ``on_break(engine)`` is called when it turns out, with nobody calling, that the generation may have ended: on a
+        thread where nothing may block.
+
+        Raises:
+            GraphSpecError: the builder's graph or the caller's actors cannot be used. Every actor is usable afterwards.
+            HostsLostError: hosts are dead or do not answer. One that stopped answering meanwhile may have been killed;
+                the others are usable afterwards.
+        """
+
+    def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
+        """Ask every host for a sign of life, in parallel; returns within ``timeout_s`` or a little later.
+
+        A host that kept silent has a TimeoutError for an answer.
+        """
+
+
+def losses_among(replies: Mapping[int, HostReport | Exception]) -> dict[int, Exception]:
+    """Return the hosts that did not answer, and why."""
+    return {host_id: reply for host_id, reply in replies.items() if isinstance(reply, Exception)}

@@ -175,6 +175,7 @@ def test_a_hub_is_abandoned_as_soon_as_the_other_end_has_gone(site: Site) -> Non
     assert not actor.is_abandoned()
     actor.connect_control(driver.address, soon())
     assert not actor.is_abandoned()
+    assert eventually(lambda: driver._controls)
     driver.shut()
     assert actor.is_abandoned()
     actor.shut()

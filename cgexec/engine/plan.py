@@ -1,0 +1,132 @@
+"""A bound graph as a list of steps: what an engine needs that does not leave the graph to Ray's compile.
+
+A step is one call of one method. The steps stand in an order in which each comes after those that it depends on, and in
+which those of one actor come in the order in which they were bound, as far as that allows.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.dag import DAGNode, InputAttributeNode, InputNode
+
+from cgexec.engine.graph_spec import BoundGraph, actor_of
+from cgexec.engine.protocol import OutputPort
+
+
+@dataclass(frozen=True)
+class FromInput:
+    """An input of the graph: its position or its keyword, None for the whole input."""
+
+    key: int | str | None
+
+
+@dataclass(frozen=True)
+class FromStep:
+    """What a step returned; ``part`` counts among the parts that the graph uses of it."""
+
+    step: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that was bound into the graph."""
+
+    value: Any
+
+
+Source = FromInput | FromStep
+Argument = FromInput | FromStep | Constant
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One call. ``parts``: which of the values it returns the graph uses, (None,) for the whole of a single one."""
+
+    origin: OutputPort
+    num_returns: int
+    parts: tuple[int | None, ...]
+    arguments: tuple[Argument, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What has to be taken for it, in the order of its arguments."""
+        return tuple(each for each in self.arguments if not isinstance(each, Constant))
+
+    def resolve(self, values: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return the method's arguments, given the values of ``sources``."""
+        rest = iter(values)
+        return [each.value if isinstance(each, Constant) else next(rest) for each in self.arguments], dict(self.kwargs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a graph, and which of what they return are its outputs, in order."""
+
+    steps: tuple[PlannedStep, ...]
+    outputs: tuple[FromStep, ...]
+
+
+def plan_of(bound: BoundGraph, host_ids: Mapping[Any, int]) -> Plan:
+    """Return the plan of ``bound``; ``host_ids`` names each actor's host."""
+    calls = list(_in_order([node for node in bound.nodes if actor_of(node) is not None]))
+    number = {call: index for index, call in enumerate(calls)}
+    outputs = list(bound.outputs)
+    parts: dict[Any, list[int | None]] = {call: [] for call in calls}
+    for node in [argument for call in calls for argument in call.get_args()] + outputs:
+        if isinstance(node, DAGNode) and not _is_input(node):
+            call, part = _call_and_part(node)
+            if part not in parts[call]:
+                parts[call].append(part)
+
+    def source(node: Any) -> Argument:
+        if isinstance(node, InputAttributeNode):
+            return FromInput(node.key)
+        if isinstance(node, InputNode):
+            return FromInput(None)
+        if not isinstance(node, DAGNode):
+            return Constant(node)
+        return step(node)
+
+    def step(node: Any) -> FromStep:
+        call, part = _call_and_part(node)
+        return FromStep(number[call], parts[call].index(part))
+
+    steps = tuple(
+        PlannedStep(
+            OutputPort(host_ids[actor_of(call)], call.get_method_name()),
+            call.num_returns,
+            tuple(parts[call]),
+            tuple(source(argument) for argument in call.get_args()),
+            dict(call.get_kwargs()),
+        )
+        for call in calls
+    )
+    return Plan(steps, tuple(step(node) for node in outputs))
+
+
+def _is_input(node: Any) -> bool:
+    return isinstance(node, (InputNode, InputAttributeNode))
+
+
+def _call_and_part(node: Any) -> tuple[Any, int | None]:
+    """Return the call behind a node, and which of its values the node is; None for the only one."""
+    return (node, None) if actor_of(node) is not None else (node.class_method_call, node.output_idx)
+
+
+def _in_order(calls: Sequence[Any]) -> Iterator[Any]:
+    sorter: graphlib.TopologicalSorter[Any] = graphlib.TopologicalSorter()
+    for call in calls:
+        before = [node for node in call.get_args() if isinstance(node, DAGNode) and not _is_input(node)]
+        sorter.add(call, *(_call_and_part(node)[0] for node in before))
+    sorter.prepare()
+    while sorter.is_active():
+        # Private: the order in which the nodes of one actor were bound.
+        ready = sorted(sorter.get_ready(), key=lambda call: call._get_bind_index())
+        yield from ready
+        sorter.done(*ready)

@@ -1,0 +1,56 @@
+"""The inputs and outputs of a graph as the caller's values: what every engine does alike at the driver's end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from cgexec.engine.failures import as_exception, capture, decode_failures
+from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, OutputValue
+from cgexec.engine.steps import Taken
+from cgexec.interruption import is_interruption
+
+Key = int | str | None  # an input: its position or its keyword, None for the whole input
+
+
+def encoded_inputs(
+    spec: GraphSpec, ends: Iterable[tuple[Key, Callable[[Any], Any]]], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Return the value for each of ``ends``, (which input, how to serialise it), ready to be sent; nothing is sent.
+
+    Raises:
+        TypeError: the graph does not take such arguments, or one cannot be serialised; names it.
+    """
+    spec.inputs.check(args, kwargs)
+    encoded = []
+    for key, encode in ends:
+        value = args[key or 0] if key is None or isinstance(key, int) else kwargs[key]
+        try:
+            encoded.append(encode(value))
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            name = "the input" if key is None else f"input {key!r}"
+            raise TypeError(f"{name} cannot be serialised: {type(error).__name__}: {error}") from error
+    return encoded
+
+
+def output_of(taken: Taken, port: OutputPort) -> Output:
+    """Return what was taken from the output ``port`` as a value or as an error."""
+    if taken.failures is not None:
+        first, *others = [
+            OutputError(as_exception(failure), *((o.host_id, o.method) if (o := failure.origin) else (None, None)))
+            for failure in decode_failures(taken.failures)
+        ]
+        return OutputError(first.error, first.host_id, first.method, tuple(others))
+    try:
+        return OutputValue(taken.value())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as raised:
+        if isinstance(raised, Exception) and is_interruption(raised):
+            raise
+        error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
+        what = f"what {port.method}() of host {port.host_id} returned cannot be loaded"
+        failure = capture(error, port, None, what)
+        return OutputError(as_exception(failure), port.host_id, port.method)

@@ -19,6 +19,7 @@ from cgexec.settings import (
 from cgexec.topology import HostInfo
 
 Transport = Literal["socket", "ray"]
+EngineName = Literal["compiled", "actor_calls", "in_process"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class GraphConfig:
             "ray": in Ray's own channels, where sockets cannot be had.
         pool_bytes: how much shared memory each process of the graph may use for large values on their way to other
             processes of its node, with the "socket" transport. Beyond it, and with 0, they are copied once more.
+        engine: what the graph runs on. "compiled": Ray's Compiled Graphs. "actor_calls": ordinary calls of the same
+            actors, slower, without Ray's compile. "in_process": no Ray at all, over ``cgexec.testing.LocalActor``.
 
     Raises:
         ValueError: names the setting, its value, and what is expected.
@@ -58,6 +61,7 @@ class GraphConfig:
     fail_fast: bool = True
     transport: Transport = "socket"
     pool_bytes: int = 1 << 29
+    engine: EngineName = "compiled"
 
     def __post_init__(self) -> None:
         for source in SOURCES:
@@ -67,10 +71,11 @@ class GraphConfig:
         check_duration("build_timeout_s", self.build_timeout_s, FROM_CONFIG)
         check_flag("fail_fast", self.fail_fast, FROM_CONFIG)
         check_limit("pool_bytes", self.pool_bytes, FROM_CONFIG)
-        if self.transport not in get_args(Transport):
-            raise ValueError(
-                f"transport={self.transport!r} (from {FROM_CONFIG}) is not usable: expected 'socket' or 'ray'"
-            )
+        for name, names in (("transport", get_args(Transport)), ("engine", get_args(EngineName))):
+            value = getattr(self, name)
+            if value not in names:
+                expected = " or ".join(repr(each) for each in names)
+                raise ValueError(f"{name}={value!r} (from {FROM_CONFIG}) is not usable: expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any
 from cgexec.config import GraphConfig, RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
-from cgexec.engine.build import CompiledBackend
+from cgexec.engine.backends import backend_for
 from cgexec.engine.protocol import HostReport, HostsLostError, Member
 from cgexec.engine.ray_context import effective_settings
 from cgexec.engine.recipe import GraphRecipe
@@ -92,7 +92,7 @@ class GraphExecutor:
             transport=config.transport,
             pool_bytes=config.pool_bytes,
         )
-        self._backend = CompiledBackend(recipe)
+        self._backend = backend_for(config.engine, recipe, group.actors)
         self._supervisor = Supervisor(name, self._backend, policy, self._settings.teardown_timeout_s.value)
         self._core = GraphCore(name, kind, self._settings, config.fail_fast, self._supervisor.broke)
         members = [Member(info, actor) for info, actor in zip(group.infos, group.actors, strict=True)]

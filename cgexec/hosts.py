@@ -17,6 +17,10 @@ DEFAULT_SLICE = "slice-0"
 _DEVICE_RESOURCES = ("TPU", "GPU")
 
 
+class LocalHandle:
+    """The base of handles to actors that are no process of Ray's."""
+
+
 def adopted_info(host_id: int) -> HostInfo:
     """Return what is known of an actor that somebody else started: its position."""
     return HostInfo(host_id, DEFAULT_SLICE, num_devices=None, healthy=True, failed=False)
@@ -27,7 +31,7 @@ def check_actors(actors: Sequence[Any]) -> None:
     if not actors:
         raise ValueError("no hosts were given: pass one actor handle per host")
     for position, actor in enumerate(actors):
-        if not isinstance(actor, ActorHandle):
+        if not isinstance(actor, (ActorHandle, LocalHandle)):
             raise ValueError(  # noqa: TRY004 - one class of error for everything that is wrong with the hosts
                 f"host {position} is not an actor handle but a {type(actor).__name__}: {actor!r}"
             )

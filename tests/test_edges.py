@@ -237,7 +237,7 @@ def test_what_cannot_be_sent_or_loaded_is_an_error_of_its_execution_alone(
             assert isinstance(status.error, TransferError)
             assert words in str(status.error)
             assert words in status.error.text
-            assert status.error.type_name in ("TypeError", "ValueError", "cgexec.engine.tasks._WrongNumberError")
+            assert status.error.type_name in ("TypeError", "ValueError", "cgexec.engine.steps._WrongNumberError")
             assert "Traceback" in status.error.traceback_text
             assert (status.info.host.host_id, status.info.state) == (host_id, "error")
         assert graph.generation == 0

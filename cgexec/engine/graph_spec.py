@@ -85,7 +85,7 @@ def _generator_hint(members: Sequence[Member]) -> str:
     """Return what to say of generators: Ray fails to bind them, with a TypeError that names nothing."""
     for member in members:
         # Private: which methods are generators, by name.
-        names = [name for name, is_one in member.actor._ray_method_is_generator.items() if is_one]
+        names = [name for name, is_one in getattr(member.actor, "_ray_method_is_generator", {}).items() if is_one]
         if names:
             return f" (if it binds {', '.join(names)}(): a generator cannot be part of a graph; return a list)"
     return ""

@@ -142,7 +142,8 @@ def _other_graph(lease: Lease | None) -> str | None:
     return "a compiled graph that cgexec did not build" if running else None
 
 
-def _unfit(method: Any) -> str | None:
+def unfit(method: Any) -> str | None:
+    """Return why a method cannot be part of a graph, or None if it can."""
     if inspect.iscoroutinefunction(method):
         return "is an `async def` method: it would return a coroutine, which cannot be sent; make it a plain method"
     if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
@@ -152,12 +153,12 @@ def _unfit(method: Any) -> str | None:
 
 def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorReport:
     """Report on this actor and, if ``lease`` is given and the actor is free, take the lease. *In the actor.*"""
-    unfit = {name: why for name in methods if (why := _unfit(getattr(type(instance), name, None)))}
+    refused = {name: why for name in methods if (why := unfit(getattr(type(instance), name, None)))}
     if lease is not None:
         _await_leaving()
     with _state.lock:
         leased_to = _other_graph(lease)
-        if lease is not None and (leased_to is not None or unfit):
+        if lease is not None and (leased_to is not None or refused):
             lease = None
         if lease is not None:
             _state.lease = lease
@@ -166,7 +167,7 @@ def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorR
         node_id=ray.get_runtime_context().get_node_id(),
         incarnation=_state.incarnation,
         leased_to=leased_to,
-        unfit_methods=unfit,
+        unfit_methods=refused,
     )
     return report if lease is None else _open_hub(lease, report)
 
@@ -233,7 +234,7 @@ def _foreign_tasks() -> list[Any]:
     return [task for frame in _loop_frames() for task in frame.f_locals["tasks"] if not isinstance(task, FramedTask)]
 
 
-def _call_all(
+def call_all(
     members: Sequence[Member], timeout_s: float, call: Callable[[Member], ray.ObjectRef[Any]]
 ) -> dict[int, Any | Exception]:
     """Return, for each host, what its actor answered, or the exception: a GetTimeoutError if it kept silent."""
@@ -260,7 +261,7 @@ def _call_all(
 
 def probe(members: Sequence[Member], timeout_s: float) -> dict[int, ActorReport | Exception]:
     """Ask every actor for a sign of life, in parallel; returns within ``timeout_s`` or a little later."""
-    return _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(answer, None, ()))
+    return call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(answer, None, ()))
 
 
 def prepare(
@@ -274,7 +275,7 @@ def prepare(
             raise GraphSpecError(
                 f"host {member.info.host_id} is the actor that drives the graph: it cannot also be part of it"
             )
-    return _call_all(
+    return call_all(
         members,
         timeout_s,
         lambda member: member.actor.__ray_call__.remote(answer, lease, tuple(methods[member.info.host_id])),
@@ -285,7 +286,7 @@ def await_loops(
     members: Sequence[Member], key: GraphKey, tasks: Mapping[int, tuple[int, int]], timeout_s: float
 ) -> dict[int, str | Exception]:
     """Wait, in parallel, for every actor to settle in; ``tasks``: how many of ours and of Ray's each host has."""
-    return _call_all(
+    return call_all(
         members,
         timeout_s,
         lambda member: member.actor.__ray_call__.remote(settle_in, key, *tasks[member.info.host_id], timeout_s),
@@ -300,7 +301,7 @@ def call_out(members: Sequence[Member], graph_id: str) -> None:
 
 def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
     """Have every actor leave the graph and give back its lease; actors that are dead or silent are passed over."""
-    _call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(end_graph, graph_id))
+    call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(end_graph, graph_id))
 
 
 def silent_or_dead(members: Sequence[Member], timeout_s: float) -> dict[int, Exception]:

@@ -17,7 +17,7 @@ from cgexec import GraphSpecError
 from cgexec.engine import preparation
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey
-from cgexec.engine.preparation import ActorReport, Lease, _unfit, end_graph, graphs_running, refusal
+from cgexec.engine.preparation import ActorReport, Lease, end_graph, graphs_running, refusal, unfit
 from cgexec.engine.tasks import FramedTask
 
 
@@ -165,8 +165,8 @@ class Worker:
         ("async_generator", "generator"),
     ],
 )
-def test_a_method_that_would_return_what_cannot_be_sent_is_unfit(name: str, reason: str | None) -> None:
-    answer = _unfit(getattr(Worker, name, None))
+def test_a_method_that_would_return_what_cannot_be_sent_isunfit(name: str, reason: str | None) -> None:
+    answer = unfit(getattr(Worker, name, None))
     if reason is None:
         assert answer is None
     else:

@@ -1,0 +1,310 @@
+"""The engine over ordinary actor calls: the same graph, slower, without Ray's compile.
+
+Each step of each execution is one call of its actor, submitted when the execution is sent; Ray carries what one returns
+to the next. What is carried are the same frames as in a compiled graph, and a step does the same with them
+(``steps``). The actors are prepared as for a compiled graph: a lease, and a control connection that tells of a death.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayChannelError, RayChannelTimeoutError, RaySystemError
+
+from cgexec.classify import Place, Verdict, classify
+from cgexec.deadline import Deadline
+from cgexec.engine import payload
+from cgexec.engine.edges import actor_name
+from cgexec.engine.frames import Encoded, join, pack, unpack
+from cgexec.engine.graph_spec import BoundGraph
+from cgexec.engine.hub import GraphKey, Hub, find_hub
+from cgexec.engine.leasing import leased_actors
+from cgexec.engine.plan import FromInput, FromStep, Plan, plan_of
+from cgexec.engine.preparation import ActorReport, call_all, call_out, probe, release
+from cgexec.engine.protocol import (
+    Break,
+    Engine,
+    EngineBrokenError,
+    HostReport,
+    HostsLostError,
+    Member,
+    Output,
+    OutputError,
+    losses_among,
+)
+from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.steps import Step, Taken
+from cgexec.engine.values import encoded_inputs, output_of
+from cgexec.exception_info import bare
+from cgexec.interruption import is_interruption
+
+_CLEAN_UP_S = 5.0
+_PLAN = b"plan"  # what the actor keeps its steps under, in its hub
+
+
+class _LoopEndedError(Exception):
+    """A method raised what is no Exception: in a compiled graph that ends the actor's loop."""
+
+
+@dataclass(frozen=True)
+class _ActorsPart:
+    """What one actor runs of a graph. *In the actor.*"""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+
+
+def take_plan(_instance: Any, key: GraphKey, plan: Plan) -> None:
+    """Keep the plan for the calls to come. *In the actor.*"""
+    steps = tuple(Step(each.origin, each.num_returns, each.parts) for each in plan.steps)
+    hub = find_hub(key)
+    hub.shared(_PLAN, lambda: _ActorsPart(plan, steps))
+    hub.missing_after(0, Deadline.after(0))  # nobody connects here: listen no longer
+
+
+def run_step(instance: Any, key: GraphKey, index: int, execution: int, *frames: bytes) -> Any:
+    """Do one step of one execution, and return a frame for each part of what it returns. *In the actor.*"""
+    part: _ActorsPart = find_hub(key).shared(_PLAN, _no_plan)
+    planned, step = part.plan.steps[index], part.steps[index]
+    taken = [Taken.from_frame(unpack(frame)) for frame in frames]
+    try:
+        result, failed = step.call(instance, taken, execution, planned.resolve)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        raise _LoopEndedError(f"{type(error).__name__}: {error}") from error
+    parts = step.put(instance, result, failed, [True] * len(planned.parts))
+    packed = [join(pack(each, key.generation, execution)) for each, _ in parts if each is not None]
+    return packed if len(packed) > 1 else packed[0]
+
+
+def _no_plan() -> _ActorsPart:
+    raise RayChannelError("the actor has no part in this generation of the graph")
+
+
+class ActorCallsBackend:
+    """Builds graphs of ordinary actor calls."""
+
+    def __init__(self, recipe: GraphRecipe) -> None:
+        self._recipe = recipe
+
+    def build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> ActorCallsEngine:
+        """See ``protocol.Backend``."""
+        deadline = Deadline.after(self._recipe.build_timeout_s)
+        bound = self._recipe.bind(members)
+        plan = plan_of(bound, {member.actor: member.info.host_id for member in members})
+        with leased_actors(self._recipe, generation, members, bound.methods, deadline) as (hub, reports):
+            losses = losses_among(
+                call_all(
+                    members,
+                    deadline.remaining_s(),
+                    lambda member: member.actor.__ray_call__.remote(take_plan, hub.key, plan),
+                )
+            )
+            if losses:
+                raise HostsLostError(losses)
+        hub.missing_after(0, Deadline.after(0))
+        return ActorCallsEngine(self._recipe, bound, plan, members, reports, hub, on_break)
+
+    def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
+        """See ``protocol.Backend``."""
+        return dict(probe(members, timeout_s))
+
+
+class _Run:
+    """One execution: a reference to each part of what each step returns."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.refs: list[list[ray.ObjectRef[Any]]] = []
+
+
+class ActorCallsEngine:
+    """One generation of a graph; see ``protocol.Engine`` for what each method promises."""
+
+    def __init__(
+        self,
+        recipe: GraphRecipe,
+        bound: BoundGraph,
+        plan: Plan,
+        members: Sequence[Member],
+        reports: Mapping[int, ActorReport],
+        hub: Hub,
+        on_break: Callable[[Engine], None],
+    ) -> None:
+        self.spec = bound.spec
+        self.capacity = recipe.settings.max_inflight.value
+        self.broken = self.condemned = self.session_over = False
+        self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
+        self.node_ids = {host_id: report.node_id for host_id, report in reports.items()}
+        self._plan = plan
+        self._keys = sorted({s.key for each in plan.steps for s in each.sources if isinstance(s, FromInput)}, key=str)
+        self._members = tuple(members)
+        self._actors = {member.info.host_id: member.actor for member in members}
+        self._without_control = [member for member in members if reports[member.info.host_id].no_control]
+        self._hub = hub
+        self._on_break = on_break
+        self._runs: deque[_Run] = deque()
+        self._num_sent = 0
+        self._state = threading.Condition()
+        self._ended: dict[int, Exception] = {}
+        self._torn_down = False
+        self._leave_by = Deadline.after(-1)
+        self._outstanding: dict[int, list[ray.ObjectRef[Any]]] = {host_id: [] for host_id in self._actors}
+        hub.tell_losses(self._connection_ended)
+
+    def _connection_ended(self, actor_id: str) -> None:
+        for member in self._members:
+            if actor_name(member.actor) == actor_id:
+                host_id = member.info.host_id
+                error = ActorUnavailableError(f"the connection to host {host_id} has ended", bytes.fromhex(actor_id))
+                self._end(host_id, error)
+        self.session_over = self.session_over or not ray.is_initialized()
+        self._on_break(self)
+
+    def _end(self, host_id: int, error: Exception) -> None:
+        with self._state:
+            # What Ray says of a death says more than that a connection has ended.
+            if host_id not in self._ended or isinstance(self._ended[host_id], ActorUnavailableError):
+                self._ended[host_id] = bare(error)
+            self.broken = True
+            self._state.notify_all()
+
+    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Encoded]:
+        """Return the serialised inputs; nothing is sent."""
+        return encoded_inputs(self.spec, [(key, payload.encode) for key in self._keys], args, kwargs)
+
+    def send(self, encoded: Sequence[Encoded], timeout_s: float) -> None:  # noqa: ARG002 - a call does not wait
+        """Submit the calls of one execution."""
+        self._check_session()
+        if self.broken:
+            raise EngineBrokenError(RayChannelError("a host has left the graph"))
+        run = _Run(self._num_sent)
+        frames = [join(pack(each, self._hub.key.generation, run.number)) for each in encoded]
+        inputs = {key: ray.put(frame) for key, frame in zip(self._keys, frames, strict=True)}
+        try:
+            for index, step in enumerate(self._plan.steps):
+                sources = [
+                    inputs[s.key] if isinstance(s, FromInput) else run.refs[s.step][s.part] for s in step.sources
+                ]
+                call = self._actors[step.origin.host_id].__ray_call__.options(
+                    num_returns=len(step.parts), max_task_retries=0
+                )
+                refs = call.remote(run_step, self._hub.key, index, run.number, *sources)
+                run.refs.append(refs if len(step.parts) > 1 else [refs])
+                self._note_outstanding(step.origin.host_id, run.refs[-1][0])
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            self.broken = True
+            raise EngineBrokenError(bare(error), sent=bool(run.refs)) from None
+        self._num_sent += 1
+        self._runs.append(run)
+
+    def _check_session(self) -> None:
+        """Raise EngineBrokenError if Ray was shut down: most calls of it would start a new one."""
+        if not ray.is_initialized():
+            self.broken = self.session_over = True
+            raise EngineBrokenError(RaySystemError("Ray is not initialised in this process"))
+
+    def _note_outstanding(self, host_id: int, ref: ray.ObjectRef[Any]) -> None:
+        """Remember the last calls of a host: it is in the graph until they have returned."""
+        known = self._outstanding[host_id]
+        known.append(ref)
+        if len(known) > 2 * self.capacity * len(self._plan.steps):
+            _, self._outstanding[host_id] = ray.wait(known, num_returns=len(known), timeout=0, fetch_local=False)
+
+    def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
+        """Get the outputs that have come."""
+        deadline = Deadline.after(timeout_s)
+        self._check_session()
+        run = self._runs[0]
+        while None in outputs:
+            missing = [source for place, source in enumerate(self._plan.outputs) if outputs[place] is None]
+            refs = list(dict.fromkeys(self._ref(run, source) for source in missing))
+            ready, _ = ray.wait(refs, timeout=deadline.wait_s(), fetch_local=True)
+            failed = self._fill(outputs, run, set(ready))
+            if None in outputs and (failed or (not ready and (self.broken or deadline.remaining_s() == 0))):
+                return
+        self._runs.popleft()
+
+    def _ref(self, run: _Run, source: FromStep) -> ray.ObjectRef[Any]:
+        return run.refs[source.step][source.part]
+
+    def _fill(self, outputs: list[Output | None], run: _Run, ready: set[ray.ObjectRef[Any]]) -> bool:
+        failed = False
+        for place, source in enumerate(self._plan.outputs):
+            ref = self._ref(run, source)
+            if outputs[place] is not None or ref not in ready:
+                continue
+            first = self._plan.outputs.index(source)
+            output = outputs[first] if first != place else None
+            if output is None:
+                try:
+                    frame = unpack(ray.get(ref))
+                except Exception as error:
+                    if is_interruption(error):
+                        raise
+                    self._end(*self._culprit(run) or (self._plan.steps[source.step].origin.host_id, error))
+                    raise EngineBrokenError(bare(error)) from None
+                output = output_of(Taken.from_frame(frame), self.spec.outputs[place])
+            outputs[place] = output
+            failed = failed or isinstance(output, OutputError)
+        return failed
+
+    def _culprit(self, run: _Run) -> tuple[int, Exception] | None:
+        """Return the first step's host of those that came to nothing, and why: Ray hands its error on to the others."""
+        for step, (ref, *_) in zip(self._plan.steps, run.refs, strict=False):
+            if ray.wait([ref], timeout=0, fetch_local=False)[0]:
+                try:
+                    ray.get(ref)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+                    return step.origin.host_id, error
+        return None
+
+    def why_broken(self, seen: Exception, timeout_s: float) -> Break:
+        """Return which hosts have left; asks those that have not said so."""
+        found = losses_among(probe(self._members, timeout_s))
+        for host_id, error in found.items():
+            if classify(error, Place.LOOP) is Verdict.PREEMPTED:
+                self._end(host_id, error)
+        with self._state:
+            return Break(tuple(self._ended.items()), seen)
+
+    def hurry(self, timeout_s: float) -> None:
+        """Shorten a teardown."""
+        with self._state:
+            self._leave_by = min(self._leave_by, Deadline.after(timeout_s), key=lambda deadline: deadline.at)
+
+    def tear_down(self, timeout_s: float) -> dict[int, Exception]:
+        """Wait for the calls that were submitted; an actor that is inside of one at the bound is killed."""
+        with self._state:
+            if self._torn_down:
+                return {}
+            self._torn_down = self.broken = True
+        self.hurry(timeout_s)
+        graph_id = self._hub.key.graph_id
+        self._hub.shut()
+        call_out(self._without_control, graph_id)
+        stuck: dict[int, Exception] = {}
+        for member in self._members:
+            host_id, refs = member.info.host_id, self._outstanding[member.info.host_id]
+            left = self._wait_for(refs)
+            if left:
+                ray.kill(member.actor)
+                reason = "was still in the graph when its teardown had to end, and was killed"
+                stuck[host_id] = RayChannelTimeoutError(f"host {host_id} {reason}")
+        self._runs.clear()
+        self._outstanding.clear()
+        release([member for member in self._members if member.info.host_id not in stuck], graph_id, _CLEAN_UP_S)
+        return stuck
+
+    def _wait_for(self, refs: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
+        while refs and self._leave_by.remaining_s() > 0:
+            _, refs = ray.wait(refs, num_returns=len(refs), timeout=self._leave_by.slice_s(0.1), fetch_local=False)
+        return refs

@@ -1,0 +1,366 @@
+"""The engine without Ray: a graph over actors of this process, for the tests of those who call graphs, and our own.
+
+Values travel as they do between processes: serialised, loaded once for each host, refused where they could not be
+sent. What is simulated are the processes (``local_actor``), and what goes wrong with them (``fault_plan``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ray.exceptions import GetTimeoutError, RayChannelError, RayChannelTimeoutError, RayTaskError
+
+from cgexec.deadline import Deadline
+from cgexec.engine import payload
+from cgexec.engine.fault_plan import Phase
+from cgexec.engine.frames import Encoded, join, pack, unpack
+from cgexec.engine.graph_spec import BoundGraph
+from cgexec.engine.local_actor import LocalProcess, world
+from cgexec.engine.plan import FromInput, Plan, PlannedStep, Source, plan_of
+from cgexec.engine.preparation import unfit
+from cgexec.engine.protocol import (
+    Break,
+    Engine,
+    EngineBrokenError,
+    HostReport,
+    HostsLostError,
+    Member,
+    Output,
+    OutputError,
+)
+from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.steps import Step, Taken
+from cgexec.engine.values import encoded_inputs, output_of
+from cgexec.errors import GraphSpecError
+
+_NODE_ID = "local"
+_INLINE_PAUSE_S = 0.001  # while nothing can be done, until somebody else changes something
+
+
+class InProcessBackend:
+    """Builds graphs over local actors."""
+
+    def __init__(self, recipe: GraphRecipe) -> None:
+        self._recipe = recipe
+
+    def build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> InProcessEngine:
+        """See ``protocol.Backend``."""
+        bound = self._recipe.bind(members)
+        for member in members:
+            _meet_faults(member, "build")
+        self._check(members, bound)
+        losses = {host_id: reply for host_id, reply in _replies(members).items() if isinstance(reply, Exception)}
+        if losses:
+            raise HostsLostError(losses)
+        return InProcessEngine(self._recipe, bound, members, generation, on_break)
+
+    def _check(self, members: Sequence[Member], bound: BoundGraph) -> None:
+        for member in members:
+            process = process_of(member)
+            name = f"host {member.info.host_id} ({member.actor!r})"
+            if process.leased_to is not None and process.leased_to[0] != self._recipe.graph_id:
+                raise GraphSpecError(f"{name} is in graph {process.leased_to[1]!r}: close that graph first")
+            for method in bound.methods[member.info.host_id]:
+                why = unfit(getattr(type(process.instance), method, None))
+                if why is not None:
+                    raise GraphSpecError(f"{method}() of {name} {why}")
+
+    def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:  # noqa: ARG002
+        """See ``protocol.Backend``; whether a host would answer is known at once."""
+        for member in members:
+            _meet_faults(member, "probe")
+        return _replies(members)
+
+
+def process_of(member: Member) -> LocalProcess:
+    """Return the process of a local actor."""
+    process: LocalProcess = member.actor._process
+    return process
+
+
+def _meet_faults(member: Member, phase: Phase) -> None:
+    process = process_of(member)
+    for fault in process.faults.due(member.info.host_id, phase):
+        process.die() if fault.kind == "die" else process.stop()
+
+
+def _replies(members: Sequence[Member]) -> dict[int, HostReport | Exception]:
+    replies: dict[int, HostReport | Exception] = {}
+    for member in members:
+        process, host_id = process_of(member), member.info.host_id
+        if process.death is not None:
+            replies[host_id] = process.death
+        elif process.stopped:
+            replies[host_id] = GetTimeoutError(f"host {host_id} did not answer")
+        else:
+            replies[host_id] = HostReport(_NODE_ID, process.incarnation)
+    return replies
+
+
+class _Run:
+    """One execution: what went in, and what has come out of each step so far. Guarded by ``world``."""
+
+    def __init__(self, number: int, counted: int, inputs: Mapping[Any, bytes], num_steps: int) -> None:
+        self.number = number
+        self.counted = counted  # by the fault plan
+        self.inputs = inputs
+        self.results: list[list[tuple[bytes | None, Any]] | None] = [None] * num_steps
+        self.taken: dict[tuple[Source, int | None], Taken] = {}
+
+
+class InProcessEngine:
+    """One generation of a graph over local actors; see ``protocol.Engine`` for what each method promises."""
+
+    def __init__(
+        self,
+        recipe: GraphRecipe,
+        bound: BoundGraph,
+        members: Sequence[Member],
+        generation: int,
+        on_break: Callable[[Engine], None],
+    ) -> None:
+        self.spec = bound.spec
+        self.capacity = recipe.settings.max_inflight.value
+        self.broken = self.condemned = self.session_over = False
+        self.generation = generation
+        self._processes = {member.info.host_id: process_of(member) for member in members}
+        self.incarnations = {host_id: process.incarnation for host_id, process in self._processes.items()}
+        self.node_ids = dict.fromkeys(self._processes, _NODE_ID)
+        self._members = tuple(members)
+        self.plan: Plan = plan_of(bound, {member.actor: member.info.host_id for member in members})
+        self.steps = [Step(each.origin, each.num_returns, each.parts) for each in self.plan.steps]
+        self.is_remote = _is_remote(self.plan)
+        self._inputs = {each.key for step in self.plan.steps for each in step.sources if isinstance(each, FromInput)}
+        self._faults = process_of(members[0]).faults
+        self._runs: deque[_Run] = deque()
+        self._num_sent = 0
+        self._on_break = on_break
+        self._torn_down = False
+        self._leave_by = Deadline.after(-1)
+        self._ended: dict[int, Exception] = {}
+        with world:
+            for host_id, process in self._processes.items():
+                process.leased_to = (recipe.graph_id, recipe.name)
+                process.mourners.append(partial(self.end, host_id))
+
+    def end(self, host_id: int, error: Exception) -> None:
+        """Note that a host has left the graph."""
+        with world:
+            if self._torn_down:
+                return
+            self._ended[host_id] = error
+            self.broken = True
+            world.notify_all()
+        self._on_break(self)
+
+    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Any, Encoded]:
+        """Return the serialised inputs by their keys; nothing is sent."""
+        keys = sorted(self._inputs, key=str)
+        encoded = encoded_inputs(self.spec, [(key, payload.encode) for key in keys], args, kwargs)
+        return dict(zip(keys, encoded, strict=True))
+
+    def send(self, encoded: Mapping[Any, Encoded], timeout_s: float) -> None:  # noqa: ARG002 - there is always room
+        """Put one execution's steps into the mailboxes."""
+        number = self._num_sent
+        frames = {key: join(pack(each, self.generation, number)) for key, each in encoded.items()}
+        run = _Run(number, self._faults.number_of_next(), frames, len(self.steps))
+        with world:
+            if self.broken:
+                raise EngineBrokenError(RayChannelError("a host has left the graph"))
+            self._num_sent += 1
+            self._runs.append(run)
+        for index, step in enumerate(self.plan.steps):
+            self._processes[step.origin.host_id].post([_StepJob(self, run, index)])
+
+    def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
+        """Fill the places of the outputs that have come."""
+        deadline = Deadline.after(timeout_s)
+        while True:
+            worked = sum(process.do_next() for process in self._processes.values() if process.inline)
+            with world:
+                failed = self._fill(outputs)
+                if None not in outputs:
+                    self._runs.popleft()
+                    return
+                if failed:
+                    return
+                if self.broken:
+                    raise EngineBrokenError(RayChannelError("a host has left the graph"))
+                if worked:
+                    continue
+                if deadline.remaining_s() == 0:
+                    return
+                inline = any(process.inline for process in self._processes.values())
+                wait_s = min(_INLINE_PAUSE_S, deadline.remaining_s()) if inline else deadline.wait_s()
+                world.wait(wait_s)
+
+    def _fill(self, outputs: list[Output | None]) -> bool:
+        """Fill what there is; returns whether an error is among it."""
+        run = self._runs[0]
+        failed = False
+        for place, source in enumerate(self.plan.outputs):
+            if outputs[place] is None and run.results[source.step] is not None:
+                first = self.plan.outputs.index(source)
+                known = outputs[first] if first != place else None
+                outputs[place] = known or output_of(self.take(run, source, None), self.spec.outputs[place])
+                failed = failed or isinstance(outputs[place], OutputError)
+        return failed
+
+    def take(self, run: _Run, source: Source, host_id: int | None) -> Taken:
+        """Return what has come from ``source`` to a host, None for the driver: loaded once for each."""
+        with world:
+            if (source, host_id) not in run.taken:
+                run.taken[source, host_id] = self._taken(run, source, host_id)
+            return run.taken[source, host_id]
+
+    def _taken(self, run: _Run, source: Source, host_id: int | None) -> Taken:
+        if isinstance(source, FromInput):
+            return Taken.from_frame(unpack(run.inputs[source.key]))
+        results = run.results[source.step]
+        frame, value = results[source.part] if results is not None else (None, None)
+        if frame is not None and (host_id != self.plan.steps[source.step].origin.host_id or value is None):
+            return Taken.from_frame(unpack(frame))
+        return Taken(run.number, None, None, value)
+
+    def process(self, step: PlannedStep) -> LocalProcess:
+        """Return the process that runs a step."""
+        return self._processes[step.origin.host_id]
+
+    def why_broken(self, seen: Exception, timeout_s: float) -> Break:  # noqa: ARG002 - all is known already
+        """Return which hosts have left, in order."""
+        with world:
+            return Break(tuple(self._ended.items()), seen)
+
+    def hurry(self, timeout_s: float) -> None:
+        """Shorten a teardown."""
+        with world:
+            self._leave_by = min(self._leave_by, Deadline.after(timeout_s), key=lambda deadline: deadline.at)
+            world.notify_all()
+
+    def tear_down(self, timeout_s: float) -> dict[int, Exception]:
+        """Take the steps back that have not begun, and wait for those that have; a stopped host never leaves."""
+        with world:
+            if self._torn_down:
+                return {}
+            self._torn_down = self.broken = True
+            world.notify_all()
+        self.hurry(timeout_s)
+        for member in self._members:
+            _meet_faults(member, "teardown")
+            process_of(member).withdraw(self._is_ours)
+        with world:
+            while self._at_work() and not all(process.inline for process in self._at_work().values()):
+                if self._leave_by.remaining_s() == 0:
+                    break
+                world.wait(self._leave_by.wait_s())
+            stuck = self._at_work()
+            for process in self._processes.values():
+                process.leased_to = None
+                process.mourners.clear()
+        reason = "was still in the graph when its teardown had to end, and was killed"
+        for process in stuck.values():
+            process.die()
+        return {host_id: RayChannelTimeoutError(f"host {host_id} {reason}") for host_id in stuck}
+
+    def _at_work(self) -> dict[int, LocalProcess]:
+        """Return the processes that have not left the graph."""
+        return {
+            host_id: process
+            for host_id, process in self._processes.items()
+            if process.death is None and (process.stopped or self._is_ours(process.at_work))
+        }
+
+    def _is_ours(self, job: object) -> bool:
+        return isinstance(job, _StepJob) and job.engine is self
+
+
+def _is_remote(plan: Plan) -> list[list[bool]]:
+    """Return, for each part of what each step returns, whether anybody on another host, or the driver, takes it."""
+    found = [[False] * len(step.parts) for step in plan.steps]
+    for source in plan.outputs:
+        found[source.step][source.part] = True
+    for reader in plan.steps:
+        for taken in reader.sources:
+            if not isinstance(taken, FromInput):
+                elsewhere = plan.steps[taken.step].origin.host_id != reader.origin.host_id
+                found[taken.step][taken.part] = found[taken.step][taken.part] or elsewhere
+    return found
+
+
+class _StepJob:
+    """One step of one execution, for the actor it belongs to."""
+
+    def __init__(self, engine: InProcessEngine, run: _Run, index: int) -> None:
+        self.engine = engine
+        self._run = run
+        self._index = index
+        self._planned = engine.plan.steps[index]
+
+    def is_ready(self) -> bool:
+        return all(isinstance(each, FromInput) or self._run.results[each.step] for each in self._planned.sources)
+
+    def run(self) -> bool:
+        engine, process, step = self.engine, self.engine.process(self._planned), self.engine.steps[self._index]
+        host_id = step.origin.host_id
+        taken = [engine.take(self._run, source, host_id) for source in self._planned.sources]
+        raised = None
+        for fault in process.faults.due(host_id, "before", self._run.counted):
+            if fault.kind == "die":
+                process.die()
+            elif fault.kind == "stop":
+                process.stop()
+            elif fault.kind == "stick":
+                return False
+            else:
+                raised = fault.error
+        if process.death is not None:
+            return True
+        try:
+            instance = process.instance if raised is None else _Raising(raised)
+            result, failed = step.call(instance, taken, self._run.number, self._planned.resolve)
+        except SystemExit:
+            process.die()
+            return True
+        except BaseException as error:  # noqa: BLE001 - what is no Exception ends the actor's part in the graph
+            cause = RuntimeError(f"{type(error).__name__}: {error}")
+            engine.end(host_id, RayTaskError(step.origin.method, f"{type(error).__name__}: {error}", cause))
+            return True
+        for fault in process.faults.due(host_id, "after", self._run.counted):
+            if fault.kind == "stick":
+                return False
+            if fault.kind == "raise" and fault.error is not None:
+                failed = step.failure(_as_exception(fault.error), process.instance)
+            else:
+                process.die() if fault.kind == "die" else process.stop()
+        self._put(process, step, result, failed)
+        return True
+
+    def _put(self, process: LocalProcess, step: Step, result: Any, failed: Encoded | None) -> None:
+        parts = step.put(process.instance, result, failed, self.engine.is_remote[self._index])
+        number, generation = self._run.number, self.engine.generation
+        ready = [(None if each is None else join(pack(each, generation, number)), value) for each, value in parts]
+
+        def deliver() -> None:
+            self._run.results[self._index] = ready
+
+        process.send(deliver)
+
+
+class _Raising:
+    """Stands in for an instance all of whose methods raise."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __getattr__(self, _name: str) -> Callable[..., Any]:
+        def method(*_args: Any, **_kwargs: Any) -> Any:
+            raise self._error
+
+        return method
+
+
+def _as_exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

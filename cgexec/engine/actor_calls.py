@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,11 +19,11 @@ from cgexec.classify import Place, Verdict, classify
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.edges import actor_name
-from cgexec.engine.frames import Encoded, join, pack, unpack
+from cgexec.engine.frames import Encoded, Kind, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.leasing import leased_actors
-from cgexec.engine.plan import FromInput, FromStep, Plan, plan_of
+from cgexec.engine.plan import FromInput, FromStep, Plan, Source, local_readers, plan_of, remote_parts
 from cgexec.engine.preparation import ActorReport, call_all, call_out, probe, release
 from cgexec.engine.protocol import (
     Break,
@@ -44,6 +43,7 @@ from cgexec.exception_info import bare
 from cgexec.interruption import is_interruption
 
 _CLEAN_UP_S = 5.0
+_LOOK_S = 0.1  # in one go, so that hurry() is heard
 _PLAN = b"plan"  # what the actor keeps its steps under, in its hub
 
 
@@ -51,35 +51,59 @@ class _LoopEndedError(Exception):
     """A method raised what is no Exception: in a compiled graph that ends the actor's loop."""
 
 
-@dataclass(frozen=True)
 class _ActorsPart:
-    """What one actor runs of a graph. *In the actor.*"""
+    """What one actor needs of a graph, and the values that its methods hand to each other. *In the actor.*"""
 
-    plan: Plan
-    steps: tuple[Step, ...]
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.steps = [Step(each.origin, each.num_returns, each.parts) for each in plan.steps]
+        self.is_remote = remote_parts(plan)
+        self._readers = local_readers(plan)
+        self._kept: dict[tuple[int, FromStep], tuple[Any, int]] = {}
+
+    def keep(self, execution: int, source: FromStep, value: Any) -> None:
+        """Keep a value for the steps of this actor that take it."""
+        if source in self._readers:
+            self._kept[execution, source] = value, self._readers[source]
+
+    def take(self, execution: int, source: Source, frame: bytes) -> Taken:
+        """Return what is kept of ``source``, or else what came with the call."""
+        kept = self._kept.pop((execution, source), None) if isinstance(source, FromStep) else None
+        if kept is None or not isinstance(source, FromStep):
+            return Taken.from_frame(unpack(frame))
+        value, left = kept
+        if left > 1:
+            self._kept[execution, source] = value, left - 1
+        return Taken(execution, None, None, value)
 
 
 def take_plan(_instance: Any, key: GraphKey, plan: Plan) -> None:
     """Keep the plan for the calls to come. *In the actor.*"""
-    steps = tuple(Step(each.origin, each.num_returns, each.parts) for each in plan.steps)
     hub = find_hub(key)
-    hub.shared(_PLAN, lambda: _ActorsPart(plan, steps))
+    hub.shared(_PLAN, lambda: _ActorsPart(plan))
     hub.missing_after(0, Deadline.after(0))  # nobody connects here: listen no longer
 
 
 def run_step(instance: Any, key: GraphKey, index: int, execution: int, *frames: bytes) -> Any:
-    """Do one step of one execution, and return a frame for each part of what it returns. *In the actor.*"""
+    """Do one step of one execution, and return a frame for each part of what it returns. *In the actor.*
+
+    The frame of a part that only this actor takes is empty.
+    """
     part: _ActorsPart = find_hub(key).shared(_PLAN, _no_plan)
     planned, step = part.plan.steps[index], part.steps[index]
-    taken = [Taken.from_frame(unpack(frame)) for frame in frames]
+    taken = [part.take(execution, source, frame) for source, frame in zip(planned.sources, frames, strict=True)]
     try:
         result, failed = step.call(instance, taken, execution, planned.resolve)
     except SystemExit:
         raise
     except BaseException as error:
         raise _LoopEndedError(f"{type(error).__name__}: {error}") from error
-    parts = step.put(instance, result, failed, [True] * len(planned.parts))
-    packed = [join(pack(each, key.generation, execution)) for each, _ in parts if each is not None]
+    parts = step.put(instance, result, failed, part.is_remote[index])
+    packed = []
+    for place, (encoded, value) in enumerate(parts):
+        if encoded is None or encoded.kind is not Kind.ERROR:
+            part.keep(execution, FromStep(index, place), value)
+        packed.append(b"" if encoded is None else join(pack(encoded, key.generation, execution)))
     return packed if len(packed) > 1 else packed[0]
 
 
@@ -305,6 +329,10 @@ class ActorCallsEngine:
         return stuck
 
     def _wait_for(self, refs: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
-        while refs and self._leave_by.remaining_s() > 0:
-            _, refs = ray.wait(refs, num_returns=len(refs), timeout=self._leave_by.slice_s(0.1), fetch_local=False)
+        """Return those of ``refs`` that have not come when the time is up."""
+        while refs:
+            slice_s = self._leave_by.slice_s(_LOOK_S)
+            _, refs = ray.wait(refs, num_returns=len(refs), timeout=slice_s, fetch_local=False)
+            if slice_s == 0:
+                break
         return refs

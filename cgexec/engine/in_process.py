@@ -19,7 +19,7 @@ from cgexec.engine.fault_plan import Phase
 from cgexec.engine.frames import Encoded, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.local_actor import LocalProcess, world
-from cgexec.engine.plan import FromInput, Plan, PlannedStep, Source, plan_of
+from cgexec.engine.plan import FromInput, Plan, PlannedStep, Source, plan_of, remote_parts
 from cgexec.engine.preparation import unfit
 from cgexec.engine.protocol import (
     Break,
@@ -132,7 +132,7 @@ class InProcessEngine:
         self._members = tuple(members)
         self.plan: Plan = plan_of(bound, {member.actor: member.info.host_id for member in members})
         self.steps = [Step(each.origin, each.num_returns, each.parts) for each in self.plan.steps]
-        self.is_remote = _is_remote(self.plan)
+        self.is_remote = remote_parts(self.plan)
         self._inputs = {each.key for step in self.plan.steps for each in step.sources if isinstance(each, FromInput)}
         self._faults = process_of(members[0]).faults
         self._runs: deque[_Run] = deque()
@@ -275,19 +275,6 @@ class InProcessEngine:
 
     def _is_ours(self, job: object) -> bool:
         return isinstance(job, _StepJob) and job.engine is self
-
-
-def _is_remote(plan: Plan) -> list[list[bool]]:
-    """Return, for each part of what each step returns, whether anybody on another host, or the driver, takes it."""
-    found = [[False] * len(step.parts) for step in plan.steps]
-    for source in plan.outputs:
-        found[source.step][source.part] = True
-    for reader in plan.steps:
-        for taken in reader.sources:
-            if not isinstance(taken, FromInput):
-                elsewhere = plan.steps[taken.step].origin.host_id != reader.origin.host_id
-                found[taken.step][taken.part] = found[taken.step][taken.part] or elsewhere
-    return found
 
 
 class _StepJob:

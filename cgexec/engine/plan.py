@@ -7,6 +7,7 @@ which those of one actor come in the order in which they were bound, as far as t
 from __future__ import annotations
 
 import graphlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,3 +131,25 @@ def _in_order(calls: Sequence[Any]) -> Iterator[Any]:
         ready = sorted(sorter.get_ready(), key=lambda call: call._get_bind_index())
         yield from ready
         sorter.done(*ready)
+
+
+def remote_parts(plan: Plan) -> list[list[bool]]:
+    """Return, for each part of what each step returns, whether another host takes it, or the driver as an output."""
+    found = [[False] * len(step.parts) for step in plan.steps]
+    for output in plan.outputs:
+        found[output.step][output.part] = True
+    for reader in plan.steps:
+        for source in reader.sources:
+            if isinstance(source, FromStep) and plan.steps[source.step].origin.host_id != reader.origin.host_id:
+                found[source.step][source.part] = True
+    return found
+
+
+def local_readers(plan: Plan) -> Counter[FromStep]:
+    """Return how many arguments of steps of the same host each part of each step becomes."""
+    return Counter(
+        source
+        for reader in plan.steps
+        for source in reader.sources
+        if isinstance(source, FromStep) and plan.steps[source.step].origin.host_id == reader.origin.host_id
+    )

@@ -22,6 +22,7 @@ import tblib
 from ray import cloudpickle
 
 from cgexec.errors import UnpicklableExceptionError
+from cgexec.isolation import apart
 
 LONGEST_CHAIN = 100
 
@@ -182,12 +183,10 @@ def _put_together(link: _Link) -> BaseException:
     stand_in = UnpicklableExceptionError(link.type_name, link.text, link.traceback_text)
     if link.pickled is None:
         return stand_in
-    try:
-        loaded = pickle.loads(link.pickled)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: BLE001 - a class that is missing here, or whose __init__ fails, SystemExit included
-        return stand_in
+    pickled = link.pickled
+    loaded, error = apart(lambda: pickle.loads(pickled))  # a class that is missing here, or whose __init__ fails
+    if isinstance(error, KeyboardInterrupt):
+        raise error
     return loaded if isinstance(loaded, BaseException) else stand_in
 
 
@@ -211,7 +210,7 @@ def _restore(exception: BaseException, link: _Link, loaded: dict[int, BaseExcept
         "__cause__": loaded[link.cause] if link.cause is not None else None,
         "__context__": loaded[link.context] if link.context is not None else None,
         "__suppress_context__": link.suppress_context,
-        "__traceback__": tb.as_traceback() if tb is not None else None,
+        "__traceback__": apart(tb.as_traceback)[0] if tb is not None else None,
         **({"__notes__": list(link.notes)} if link.notes else {}),
     }
     for name, value in attributes.items():

@@ -47,10 +47,6 @@ _LOOK_S = 0.1  # in one go, so that hurry() is heard
 _PLAN = b"plan"  # what the actor keeps its steps under, in its hub
 
 
-class _LoopEndedError(Exception):
-    """A method raised what is no Exception: in a compiled graph that ends the actor's loop."""
-
-
 class _ActorsPart:
     """What one actor needs of a graph, and the values that its methods hand to each other. *In the actor.*"""
 
@@ -92,12 +88,7 @@ def run_step(instance: Any, key: GraphKey, index: int, execution: int, *frames: 
     part: _ActorsPart = find_hub(key).shared(_PLAN, _no_plan)
     planned, step = part.plan.steps[index], part.steps[index]
     taken = [part.take(execution, source, frame) for source, frame in zip(planned.sources, frames, strict=True)]
-    try:
-        result, failed = step.call(instance, taken, execution, planned.resolve)
-    except SystemExit:
-        raise
-    except BaseException as error:
-        raise _LoopEndedError(f"{type(error).__name__}: {error}") from error
+    result, failed = step.call(instance, taken, execution, planned.resolve)
     parts = step.put(instance, result, failed, part.is_remote[index])
     packed = []
     for place, (encoded, value) in enumerate(parts):
@@ -179,7 +170,7 @@ class ActorCallsEngine:
         self._ended: dict[int, Exception] = {}
         self._torn_down = False
         self._leave_by = Deadline.after(-1)
-        self._outstanding: dict[int, list[ray.ObjectRef[Any]]] = {host_id: [] for host_id in self._actors}
+        self._outstanding: dict[int, list[_Call]] = {host_id: [] for host_id in self._actors}
         hub.tell_losses(self._connection_ended)
 
     def _connection_ended(self, actor_id: str) -> None:
@@ -221,7 +212,7 @@ class ActorCallsEngine:
                 )
                 refs = call.remote(run_step, self._hub.key, index, run.number, *sources)
                 run.refs.append(refs if len(step.parts) > 1 else [refs])
-                self._note_outstanding(step.origin.host_id, run.refs[-1][0])
+                self._outstanding[step.origin.host_id].append(_Call(run.refs[-1][0], sources))
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -236,13 +227,6 @@ class ActorCallsEngine:
             self.broken = self.session_over = True
             raise EngineBrokenError(RaySystemError("Ray is not initialised in this process"))
 
-    def _note_outstanding(self, host_id: int, ref: ray.ObjectRef[Any]) -> None:
-        """Remember the last calls of a host: it is in the graph until they have returned."""
-        known = self._outstanding[host_id]
-        known.append(ref)
-        if len(known) > 2 * self.capacity * len(self._plan.steps):
-            _, self._outstanding[host_id] = ray.wait(known, num_returns=len(known), timeout=0, fetch_local=False)
-
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Get the outputs that have come."""
         deadline = Deadline.after(timeout_s)
@@ -256,6 +240,9 @@ class ActorCallsEngine:
             if None in outputs and (failed or (not ready and (self.broken or deadline.remaining_s() == 0))):
                 return
         self._runs.popleft()
+        if not self._runs:
+            for host_id, calls in self._outstanding.items():
+                self._outstanding[host_id] = [call for call in calls if not _have_come([call.ref])]
 
     def _ref(self, run: _Run, source: FromStep) -> ray.ObjectRef[Any]:
         return run.refs[source.step][source.part]
@@ -315,24 +302,40 @@ class ActorCallsEngine:
         graph_id = self._hub.key.graph_id
         self._hub.shut()
         call_out(self._without_control, graph_id)
-        stuck: dict[int, Exception] = {}
-        for member in self._members:
-            host_id, refs = member.info.host_id, self._outstanding[member.info.host_id]
-            left = self._wait_for(refs)
-            if left:
-                ray.kill(member.actor)
-                reason = "was still in the graph when its teardown had to end, and was killed"
-                stuck[host_id] = RayChannelTimeoutError(f"host {host_id} {reason}")
+        # All are looked at before one is killed: that ends the calls of others which wait for what it was to return.
+        stuck = [member for member in self._members if self._is_inside_one_of(self._outstanding[member.info.host_id])]
+        for member in stuck:
+            ray.kill(member.actor)
         self._runs.clear()
         self._outstanding.clear()
-        release([member for member in self._members if member.info.host_id not in stuck], graph_id, _CLEAN_UP_S)
-        return stuck
+        release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
+        reason = "was still in the graph when its teardown had to end, and was killed"
+        lost = [member.info.host_id for member in stuck]
+        return {host_id: RayChannelTimeoutError(f"host {host_id} {reason}") for host_id in lost}
 
-    def _wait_for(self, refs: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
-        """Return those of ``refs`` that have not come when the time is up."""
-        while refs:
+    def _is_inside_one_of(self, calls: list[_Call]) -> bool:
+        """Wait for the calls of one host; returns whether it is inside one of them when the time is up.
+
+        What waits for an argument has not begun, and never will: either its turn does not come, or the host that is to
+        return the argument is killed.
+        """
+        while calls:
             slice_s = self._leave_by.slice_s(_LOOK_S)
-            _, refs = ray.wait(refs, num_returns=len(refs), timeout=slice_s, fetch_local=False)
-            if slice_s == 0:
+            ray.wait([call.ref for call in calls], num_returns=len(calls), timeout=slice_s, fetch_local=False)
+            calls = [call for call in calls if not _have_come([call.ref])]
+            if slice_s == 0 or not any(_have_come(call.sources) for call in calls):
                 break
-        return refs
+        return any(_have_come(call.sources) for call in calls)
+
+
+class _Call:
+    """One call of an actor that may not have returned yet, and what it waits for."""
+
+    def __init__(self, ref: ray.ObjectRef[Any], sources: list[ray.ObjectRef[Any]]) -> None:
+        self.ref = ref
+        self.sources = sources
+
+
+def _have_come(refs: Sequence[ray.ObjectRef[Any]]) -> bool:
+    unique = list(dict.fromkeys(refs))
+    return len(ray.wait(unique, num_returns=len(unique), timeout=0, fetch_local=False)[0]) == len(unique)

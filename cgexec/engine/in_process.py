@@ -18,7 +18,7 @@ from cgexec.engine import payload
 from cgexec.engine.fault_plan import Phase
 from cgexec.engine.frames import Encoded, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
-from cgexec.engine.local_actor import LocalProcess, world
+from cgexec.engine.local_actor import LocalProcess, process_of, world
 from cgexec.engine.plan import FromInput, Plan, PlannedStep, Source, plan_of, remote_parts
 from cgexec.engine.preparation import unfit
 from cgexec.engine.protocol import (
@@ -32,7 +32,7 @@ from cgexec.engine.protocol import (
     OutputError,
 )
 from cgexec.engine.recipe import GraphRecipe
-from cgexec.engine.steps import Step, Taken
+from cgexec.engine.steps import LoopEndedError, Step, Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.errors import GraphSpecError
 
@@ -59,7 +59,7 @@ class InProcessBackend:
 
     def _check(self, members: Sequence[Member], bound: BoundGraph) -> None:
         for member in members:
-            process = process_of(member)
+            process = process_of(member.actor)
             name = f"host {member.info.host_id} ({member.actor!r})"
             if process.leased_to is not None and process.leased_to[0] != self._recipe.graph_id:
                 raise GraphSpecError(f"{name} is in graph {process.leased_to[1]!r}: close that graph first")
@@ -75,14 +75,8 @@ class InProcessBackend:
         return _replies(members)
 
 
-def process_of(member: Member) -> LocalProcess:
-    """Return the process of a local actor."""
-    process: LocalProcess = member.actor._process
-    return process
-
-
 def _meet_faults(member: Member, phase: Phase) -> None:
-    process = process_of(member)
+    process = process_of(member.actor)
     for fault in process.faults.due(member.info.host_id, phase):
         process.die() if fault.kind == "die" else process.stop()
 
@@ -90,7 +84,7 @@ def _meet_faults(member: Member, phase: Phase) -> None:
 def _replies(members: Sequence[Member]) -> dict[int, HostReport | Exception]:
     replies: dict[int, HostReport | Exception] = {}
     for member in members:
-        process, host_id = process_of(member), member.info.host_id
+        process, host_id = process_of(member.actor), member.info.host_id
         if process.death is not None:
             replies[host_id] = process.death
         elif process.stopped:
@@ -126,7 +120,7 @@ class InProcessEngine:
         self.capacity = recipe.settings.max_inflight.value
         self.broken = self.condemned = self.session_over = False
         self.generation = generation
-        self._processes = {member.info.host_id: process_of(member) for member in members}
+        self._processes = {member.info.host_id: process_of(member.actor) for member in members}
         self.incarnations = {host_id: process.incarnation for host_id, process in self._processes.items()}
         self.node_ids = dict.fromkeys(self._processes, _NODE_ID)
         self._members = tuple(members)
@@ -134,7 +128,7 @@ class InProcessEngine:
         self.steps = [Step(each.origin, each.num_returns, each.parts) for each in self.plan.steps]
         self.is_remote = remote_parts(self.plan)
         self._inputs = {each.key for step in self.plan.steps for each in step.sources if isinstance(each, FromInput)}
-        self._faults = process_of(members[0]).faults
+        self._faults = process_of(members[0].actor).faults
         self._runs: deque[_Run] = deque()
         self._num_sent = 0
         self._on_break = on_break
@@ -250,7 +244,7 @@ class InProcessEngine:
         self.hurry(timeout_s)
         for member in self._members:
             _meet_faults(member, "teardown")
-            process_of(member).withdraw(self._is_ours)
+            process_of(member.actor).withdraw(self._is_ours)
         with world:
             while self._at_work() and not all(process.inline for process in self._at_work().values()):
                 if self._leave_by.remaining_s() == 0:
@@ -311,9 +305,8 @@ class _StepJob:
         except SystemExit:
             process.die()
             return True
-        except BaseException as error:  # noqa: BLE001 - what is no Exception ends the actor's part in the graph
-            cause = RuntimeError(f"{type(error).__name__}: {error}")
-            engine.end(host_id, RayTaskError(step.origin.method, f"{type(error).__name__}: {error}", cause))
+        except LoopEndedError as error:
+            engine.end(host_id, RayTaskError(step.origin.method, str(error), error))
             return True
         for fault in process.faults.due(host_id, "after", self._run.counted):
             if fault.kind == "stick":

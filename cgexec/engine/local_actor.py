@@ -178,6 +178,11 @@ class LocalActor(LocalHandle):
         return f"LocalActor({self._class.__name__}, {self._process.incarnation[:8]})"
 
 
+def process_of(actor: LocalActor) -> LocalProcess:
+    """Return what a local actor is beside its handle."""
+    return actor._process
+
+
 _actors: weakref.WeakValueDictionary[str, LocalActor] = weakref.WeakValueDictionary()
 
 

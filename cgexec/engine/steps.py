@@ -10,15 +10,18 @@ The same for every engine: only how what was taken got here, and where what is p
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from cgexec.engine import payload
 from cgexec.engine.failures import capture, encode_failures, merged
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
 from cgexec.engine.protocol import OutputPort
-from cgexec.exception_info import class_name
+from cgexec.exception_info import class_name, text_of
+from cgexec.isolation import apart
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
@@ -54,9 +57,19 @@ class Taken:
         return self._value
 
 
-def _check_executions(taken: Sequence[Taken], due: int) -> None:
+class LoopEndedError(Exception):
+    """A method raised what is no Exception, and no SystemExit: the actor leaves the graph. Its text tells."""
+
+
+def _values(taken: Sequence[Taken], due: int, *, loaded: bool) -> list[Any]:
     if any(each.execution != due for each in taken):
         raise _MixedInputsError(f"execution {due} met inputs of {sorted({each.execution for each in taken})}")
+    return [each.value() for each in taken] if loaded else []
+
+
+def _exception(error: BaseException | None) -> Exception:
+    """Return ``error``, which a user's class raised as it was loaded or sent, as an Exception."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{class_name(error)}: {text_of(error)}")
 
 
 class Step:
@@ -72,24 +85,30 @@ class Step:
     ) -> tuple[Any, Encoded | None]:
         """Return what the method returned for execution ``due``; or None and the error frame to send in its place.
 
-        ``arguments(values)`` makes the method's arguments of what arrived. What is no Exception is let through.
+        ``arguments(values)`` makes the method's arguments of what arrived.
+
+        Raises:
+            SystemExit: the method did: the process is to end.
+            LoopEndedError: it raised something else that is no Exception.
         """
-        try:
-            _check_executions(taken, due)
-            failures = [each.failures for each in taken if each.failures is not None]
-            if failures:
-                return None, merged(failures)
-            values = [each.value() for each in taken]
-        except Exception as error:  # noqa: BLE001 - a user's class may raise anything as it is loaded
-            return None, self.failure(error, instance, f"what {self.name} was to be given cannot be used")
-        del taken
-        try:
-            args, kwargs = arguments(values)
-            return getattr(instance, self.origin.method)(*args, **kwargs), None
-        except Exception as error:  # noqa: BLE001 - an application error, of whichever class
-            with suppress(Exception):  # without this frame, if the exception's class lets it be left out
-                BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
-            return None, self.failure(error, instance)
+        failures = [each.failures for each in taken if each.failures is not None]
+        values, error = apart(lambda: _values(taken, due, loaded=not failures))
+        if error is None and failures:
+            return None, merged(failures)
+        if values is None:
+            what = f"what {self.name} was to be given cannot be used"
+            return None, self.failure(_exception(error), instance, what)
+        args, kwargs = arguments(values)
+        # With no frame of ours in between, which the exception would hold.
+        result, error = apart(partial(methodcaller(self.origin.method, *args, **kwargs), instance))
+        if error is None:
+            return result, None
+        if isinstance(error, SystemExit):
+            raise error
+        if not isinstance(error, Exception):
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            raise LoopEndedError(f"{class_name(error)}: {text_of(error)}\n\n{text}")
+        return None, self.failure(error, instance)
 
     def put(
         self, instance: Any, result: Any, failed: Encoded | None, is_remote: Sequence[bool]
@@ -99,16 +118,18 @@ class Step:
         Nothing is made to be sent where ``is_remote`` says that nobody elsewhere reads it, unless it is an error.
         """
         if failed is None:
-            try:
-                values = self._parts_of(result)
-                return [
-                    (payload.encode(value) if remote else None, value)
-                    for value, remote in zip(values, is_remote, strict=True)
-                ]
-            except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
-                what = f"what {self.name} returned, a {class_name(result)}, cannot be sent"
-                failed = self.failure(error, instance, what)
+            ready, error = apart(lambda: self._ready(result, is_remote))
+            if ready is not None:
+                return ready
+            what = f"what {self.name} returned, a {class_name(result)}, cannot be sent"
+            failed = self.failure(_exception(error), instance, what)
         return [(failed, None)] * len(is_remote)
+
+    def _ready(self, result: Any, is_remote: Sequence[bool]) -> list[tuple[Encoded | None, Any]]:
+        return [
+            (payload.encode(value) if remote else None, value)
+            for value, remote in zip(self._parts_of(result), is_remote, strict=True)
+        ]
 
     def _parts_of(self, result: Any) -> list[Any]:
         if self._num_returns == 1:

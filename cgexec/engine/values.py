@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cgexec.engine.failures import as_exception, capture, decode_failures
 from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, OutputValue
 from cgexec.engine.steps import Taken
 from cgexec.interruption import is_interruption
+from cgexec.isolation import apart
 
 Key = int | str | None  # an input: its position or its keyword, None for the whole input
 
@@ -25,13 +27,13 @@ def encoded_inputs(
     encoded = []
     for key, encode in ends:
         value = args[key or 0] if key is None or isinstance(key, int) else kwargs[key]
-        try:
-            encoded.append(encode(value))
-        except Exception as error:
+        ready, error = apart(partial(encode, value))
+        if error is not None:
             if is_interruption(error):
-                raise
+                raise error
             name = "the input" if key is None else f"input {key!r}"
             raise TypeError(f"{name} cannot be serialised: {type(error).__name__}: {error}") from error
+        encoded.append(ready)
     return encoded
 
 
@@ -43,14 +45,11 @@ def output_of(taken: Taken, port: OutputPort) -> Output:
             for failure in decode_failures(taken.failures)
         ]
         return OutputError(first.error, first.host_id, first.method, tuple(others))
-    try:
-        return OutputValue(taken.value())
-    except KeyboardInterrupt:
-        raise
-    except BaseException as raised:
-        if isinstance(raised, Exception) and is_interruption(raised):
-            raise
-        error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
-        what = f"what {port.method}() of host {port.host_id} returned cannot be loaded"
-        failure = capture(error, port, None, what)
-        return OutputError(as_exception(failure), port.host_id, port.method)
+    value, raised = apart(taken.value)
+    if raised is None:
+        return OutputValue(value)
+    if isinstance(raised, KeyboardInterrupt) or (isinstance(raised, Exception) and is_interruption(raised)):
+        raise raised
+    error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
+    what = f"what {port.method}() of host {port.host_id} returned cannot be loaded"
+    return OutputError(as_exception(capture(error, port, None, what)), port.host_id, port.method)

@@ -1,0 +1,83 @@
+"""What somebody else's code raises holds on to nothing of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import pickle
+import traceback
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cgexec import ExceptionInfo
+from cgexec.isolation import apart
+
+
+class Ours:
+    """Something that our frames refer to."""
+
+
+def fail(error: BaseException) -> None:
+    raise error  # and so the error holds this frame, which holds the error
+
+
+def user_code() -> None:
+    fail(ValueError("of the user's"))
+
+
+@pytest.fixture(autouse=True)
+def without_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_what_is_returned_is_returned() -> None:
+    assert apart(lambda: 3) == (3, None)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3), StopIteration(1), GeneratorExit()]
+)
+def test_what_is_raised_is_returned_with_its_own_frames_alone(error: BaseException) -> None:
+    _, raised = apart(lambda: fail(error))
+    assert raised is error
+    assert raised is not None
+    assert [frame.name for frame in traceback.extract_tb(raised.__traceback__)] == ["<lambda>", "fail"]
+
+
+def an_execution(run: Any) -> weakref.ref[Ours]:
+    ours = Ours()
+    kept.append(run())
+    return weakref.ref(ours)
+
+
+kept: list[Any] = []
+
+
+def test_a_cycle_of_the_users_does_not_hold_our_frames() -> None:
+    assert an_execution(lambda: apart(user_code)[0])() is None
+
+
+def test_neither_does_an_exception_that_is_kept() -> None:
+    assert an_execution(lambda: apart(user_code)[1])() is None
+    assert isinstance(kept[-1], ValueError)
+
+
+def test_nor_one_that_crossed_a_process() -> None:
+    _, error = apart(user_code)
+    crossed = pickle.dumps(ExceptionInfo.ser_exc_info(error))
+    assert an_execution(lambda: pickle.loads(crossed))() is None
+    names = [frame.name for frame in traceback.extract_tb(kept[-1].ex.__traceback__)]
+    assert names[-2:] == ["user_code", "fail"]
+
+
+def test_without_that_they_do() -> None:
+    def run() -> None:
+        with contextlib.suppress(ValueError):
+            user_code()
+
+    assert an_execution(run)() is not None

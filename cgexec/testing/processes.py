@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError
 
 from cgexec.engine.local_actor import LocalActor, process_of
 
@@ -37,7 +38,7 @@ def kill_process(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).die()
     else:
-        os.kill(pid or pid_of(actor), signal.SIGKILL)
+        _send(signal.SIGKILL, actor, pid)
 
 
 def stop(actor: Any, pid: int | None = None) -> None:
@@ -45,15 +46,18 @@ def stop(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).stop()
     else:
-        os.kill(pid or pid_of(actor), signal.SIGSTOP)
+        _send(signal.SIGSTOP, actor, pid)
 
 
 def resume(actor: Any, pid: int | None = None) -> None:
-    """Let a stopped process go on; one that has been killed meanwhile is left alone."""
+    """Let a stopped process go on."""
     if isinstance(actor, LocalActor):
         process_of(actor).resume()
-        return
-    try:
-        os.kill(pid or pid_of(actor), signal.SIGCONT)
-    except (ProcessLookupError, RayError):
-        return
+    else:
+        _send(signal.SIGCONT, actor, pid)
+
+
+def _send(number: signal.Signals, actor: Any, pid: int | None) -> None:
+    """Send a signal; a process that has ended is left alone."""
+    with suppress(ProcessLookupError, RayActorError):
+        os.kill(pid or pid_of(actor), number)

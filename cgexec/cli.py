@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 from collections.abc import Sequence
+from typing import get_args
 
-from cgexec import demo
+from cgexec import chaos, demo
+from cgexec.config import GraphConfig, Transport
 
 
 def _num_hosts(text: str) -> int:
@@ -28,11 +31,32 @@ def _parser() -> argparse.ArgumentParser:
         help="a Ray cluster to run on (default: $RAY_ADDRESS, or else Ray is started on this machine and ended again)",
     )
     show.add_argument("--verbose", action="store_true", help="print the remote traceback of every failure")
+    try_out = commands.add_parser("chaos", help="meet faults by lot on this machine", description=chaos.__doc__)
+    try_out.add_argument("--faults", type=_num_faults, default=50, metavar="N", help="how many (default: 50)")
+    try_out.add_argument("--seed", type=int, default=1, metavar="N", help="what to draw them with (default: 1)")
+    try_out.add_argument("--transport", choices=get_args(Transport), default="socket", help="(default: socket)")
+    try_out.add_argument(
+        "--engine", choices=("compiled", "actor_calls"), default="compiled", help="(default: compiled)"
+    )
+    try_out.set_defaults(verbose=False)
     return parser
+
+
+def _num_faults(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("1 fault or more")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on ``argv`` (None: the process's arguments) and return the exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, format="%(name)s: %(message)s")
-    return demo.run(options.hosts, options.address, options.verbose)
+    if options.command == "demo":
+        return demo.run(options.hosts, options.address, options.verbose)
+    if importlib.util.find_spec("rich") is None:
+        parser.error("chaos wants the library rich: pip install 'cgexec[chaos]'")
+    config = GraphConfig(transport=options.transport, engine=options.engine, buffer_size_bytes=10_000)
+    return chaos.run(options.faults, options.seed, config)

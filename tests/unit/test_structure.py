@@ -25,7 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"engine"}),
     frozenset({"lifecycle", "recovery", "outcomes"}),
     frozenset({"execution", "reading", "core", "supervisor", "executor", "testing"}),
-    frozenset({"cli", "demo", "__main__"}),
+    frozenset({"cli", "demo", "chaos", "__main__"}),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # `from cgexec import GraphExecutor`: the package shows what the executor's floor has, and nothing below may look there.

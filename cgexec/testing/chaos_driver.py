@@ -1,0 +1,355 @@
+"""Faults drawn by lot, one after another, under callers that hold every answer against its own question.
+
+::
+
+    callers ──unique messages──> graph <──faults── the driver, by a seeded lot
+       │ wrong? lost? late?                            │ how long until the next good answer?
+       └───────────────────────> ChaosReport <─────────┘ and at the end: what is left?
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cgexec.config import GraphConfig, RebuildPolicy
+from cgexec.errors import GraphClosedError, GraphFailedError, GraphSpecError
+from cgexec.execution import Execution
+from cgexec.executor import GraphExecutor
+from cgexec.lifecycle import GraphState
+from cgexec.status import JobFailed, JobStatus, JobSucceeded
+from cgexec.testing.misbehaviour import MISBEHAVIOURS
+from cgexec.testing.processes import kill, kill_process, pid_of, resume, stop
+from cgexec.testing.recorder import SHAPES, Message, MixedUpError, Recorder, Shape
+
+_NUM_CALLERS = 3
+_FAULTS_PER_GRAPH = 10
+_WAIT_S = 1.0  # of a caller for one answer
+_MARGIN_S = 5.0  # what a call may take beyond its timeout on a machine that is short of processors
+_RECOVERY_S = 60.0
+_SETTLES_S = 60.0
+_CLEAN_UP_S = 20.0
+
+
+@dataclass
+class ChaosReport:
+    """What came of it. ``recoveries_s``: for each fault, the time from it to the next good answer."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    recoveries_s: list[float] = field(default_factory=list)
+    wrong_answers: list[str] = field(default_factory=list)
+    lost_executions: list[str] = field(default_factory=list)
+    hangs: list[str] = field(default_factory=list)
+    leaked: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was wrong, lost, late or left."""
+        return not (self.wrong_answers or self.lost_executions or self.hangs or self.leaked)
+
+    def recovery_s(self, percent: int) -> float:
+        """Return a percentile of the times to recover, in seconds; 0 if there was no fault."""
+        ordered = sorted(self.recoveries_s)
+        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
+
+
+class Chaos:
+    """See the module. Ray must be running; the hosts are actors of this machine.
+
+    ``on_fault(number)`` is called after each of ``num_faults`` faults has been recovered from.
+    """
+
+    def __init__(
+        self,
+        num_faults: int,
+        seed: int,
+        config: GraphConfig = GraphConfig(),  # noqa: B008 - a frozen value
+        on_fault: Callable[[int], object] | None = None,
+    ) -> None:
+        self._num_faults = num_faults
+        self._lot = random.Random(seed)
+        self._config = replace(config, teardown_timeout_s=2.0, max_inflight=8)
+        self._on_fault = on_fault
+        self._report = ChaosReport()
+        self._lock = threading.Lock()
+        self._number = 0
+        self._pids: dict[Any, int] = {}
+
+    def run(self) -> ChaosReport:
+        """Do it, and return what came of it."""
+        done = 0
+        shapes = list(SHAPES.values())
+        self._lot.shuffle(shapes)
+        while done < self._num_faults:
+            shape = shapes[done // _FAULTS_PER_GRAPH % len(shapes)]
+            count = min(_FAULTS_PER_GRAPH, self._num_faults - done)
+            _Round(self, shape).run(count, done)
+            done += count
+        for actor in list(self._pids):
+            ray.kill(actor)
+        self._look_for_leaks()
+        return self._report
+
+    # -- for the rounds ------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> GraphConfig:
+        """How the graphs run."""
+        return self._config
+
+    @property
+    def lot(self) -> random.Random:
+        """What everything is drawn with."""
+        return self._lot
+
+    @property
+    def report(self) -> ChaosReport:
+        """What has come of it so far. Lists may be added to from any thread."""
+        return self._report
+
+    def count(self, status: str) -> None:
+        """Count a status, from any thread."""
+        with self._lock:
+            self._report.statuses[status] += 1
+
+    def next_number(self) -> int:
+        """Return a number that no other execution has."""
+        with self._lock:
+            self._number += 1
+            return self._number
+
+    def spawn(self, label: int) -> Any:
+        """Start a host."""
+        return ray.remote(Recorder).options(num_cpus=0).remote(label)
+
+    def pid(self, actor: Any) -> int:
+        """Return an actor's process id, asked for once, while it was well."""
+        if actor not in self._pids:
+            self._pids[actor] = pid_of(actor)
+        return self._pids[actor]
+
+    def fault_done(self, number: int) -> None:
+        """Say that one more fault has been recovered from."""
+        if self._on_fault is not None:
+            self._on_fault(number)
+
+    def _look_for_leaks(self) -> None:
+        deadline = time.monotonic() + _CLEAN_UP_S
+        while (found := _left_over(self._pids.values())) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._report.leaked += found
+
+
+class _Round:
+    """One graph, and the faults that it meets."""
+
+    def __init__(self, chaos: Chaos, shape: Shape) -> None:
+        self._chaos = chaos
+        self._shape = shape
+        self._template = shape.answer(Message(0), range(shape.num_hosts))
+        self._ended = threading.Event()
+        self._submitted: set[int] = set()
+        self._graph: GraphExecutor = self._open()
+
+    def _open(self) -> GraphExecutor:
+        actors = [self._chaos.spawn(label) for label in range(self._shape.num_hosts)]
+        policy = RebuildPolicy(
+            replace=lambda info: self._chaos.spawn(info.host_id), probe_timeout_s=3.0, backoff_s=0.01
+        )
+        return GraphExecutor(actors, self._shape.build, name="chaos", config=self._chaos.config, policy=policy)
+
+    def run(self, num_faults: int, first: int) -> None:
+        """Meet so many faults, the first of them numbered ``first``."""
+        callers = [threading.Thread(target=self._call, args=(seed,)) for seed in range(_NUM_CALLERS)]
+        with self._graph:
+            for caller in callers:
+                caller.start()
+            try:
+                for number in range(first, first + num_faults):
+                    self._meet_one()
+                    self._chaos.fault_done(number)
+            finally:
+                self._ended.set()
+                for caller in callers:
+                    caller.join()
+                self._check_what_was_given()
+        for actor in self._graph.actors:
+            ray.kill(actor)
+
+    # -- callers -------------------------------------------------------------------------------------------------------
+
+    def _message(self, orders: dict[int, Sequence[str]] | None = None) -> Message:
+        number = self._chaos.next_number()
+        self._submitted.add(number)
+        return Message(number, orders or {})
+
+    def _submit(self, message: Message) -> Execution:
+        return self._graph.submit(*self._shape.arguments(message, self._shape.num_hosts))
+
+    def _call(self, seed: int) -> None:
+        """Keep a few executions in flight, and collect them in whatever order."""
+        lot = random.Random(seed)
+        waiting: list[tuple[Execution, Message]] = []
+        while not self._ended.is_set():
+            with suppress(GraphClosedError):
+                message = self._message()
+                waiting.append((self._submit(message), message))
+            if len(waiting) > 2:
+                execution, message = waiting.pop(lot.randrange(len(waiting)))
+                if self._ask(execution, message, _WAIT_S).info.state == "pending":
+                    waiting.append((execution, message))
+            time.sleep(lot.random() * 0.02)
+        for execution, message in waiting:
+            if self._ask(execution, message, _SETTLES_S).info.state == "pending":
+                self._chaos.report.lost_executions.append(f"{message}")
+
+    def _ask(self, execution: Execution, message: Message, wait_s: float) -> JobStatus:
+        started = time.monotonic()
+        status = execution.status(wait_s)
+        took_s = time.monotonic() - started
+        if took_s > wait_s + _MARGIN_S:
+            self._chaos.report.hangs.append(f"a wait of {wait_s} s took {took_s:.1f} s")
+        self._judge(status, message)
+        return status
+
+    def _judge(self, status: JobStatus, message: Message) -> None:
+        pending = status.info.state == "pending"
+        self._chaos.count("pending" if pending else type(status).__name__)
+        if isinstance(status, JobSucceeded) and _relabelled(status.result, message) != self._right(message):
+            self._chaos.report.wrong_answers.append(f"{message} was answered {status.result}")
+        if isinstance(status, JobFailed) and isinstance(getattr(status.error, "cause", None), MixedUpError):
+            self._chaos.report.wrong_answers.append(f"{message}: {status.error}")
+
+    def _right(self, message: Message) -> Any:
+        return _renumbered(self._template, message.number)
+
+    # -- faults --------------------------------------------------------------------------------------------------------
+
+    def _meet_one(self) -> None:
+        lot = self._chaos.lot
+        kinds = {
+            "killed": 2,
+            "process-killed": 3,
+            "two-die": 2,
+            "all-die": 1,
+            "stopped-for-a-while": 2,
+            "stopped-for-good": 1,
+            "never-returns": 1,
+            "rebuilt-on-request": 1,
+            **dict.fromkeys(MISBEHAVIOURS, 1),
+        }
+        (kind,) = lot.choices(list(kinds), list(kinds.values()))
+        actors = self._graph.actors
+        if len(actors) < self._shape.num_hosts:
+            self._recover(kind, time.monotonic())
+            return
+        for actor in actors:
+            with suppress(RayError):
+                self._chaos.pid(actor)
+        time.sleep(lot.random() * 0.05)
+        self._chaos.report.faults[kind] += 1
+        started = time.monotonic()
+        victims = lot.sample(actors, {"two-die": 2, "all-die": len(actors)}.get(kind, 1))
+        self._befall(kind, victims)
+        self._recover(kind, started)
+
+    def _befall(self, kind: str, victims: Sequence[Any]) -> None:
+        victim, pid = victims[0], self._chaos.pid(victims[0])
+        if kind == "killed":
+            kill(victim)
+        elif kind in ("process-killed", "two-die", "all-die"):
+            for each in victims:
+                kill_process(each, self._chaos.pid(each))
+        elif kind == "stopped-for-a-while":
+            stop(victim, pid)
+            time.sleep(self._chaos.lot.random() * 0.3)
+            resume(victim, pid)
+        elif kind == "stopped-for-good":
+            stop(victim, pid)
+            self._rebuild()
+        elif kind == "rebuilt-on-request":
+            self._rebuild()
+        else:
+            self._order("never-return" if kind == "never-returns" else kind)
+
+    def _order(self, order: str) -> None:
+        """Have a method do something wrong, in an execution of its own."""
+        message = self._message({self._chaos.lot.randrange(self._shape.num_hosts): [order]})
+        execution = self._submit(message)
+        if order == "never-return":
+            execution.status(0.1)
+            self._rebuild()
+        if self._ask(execution, message, _SETTLES_S).info.state == "pending":
+            self._chaos.report.lost_executions.append(f"{message}")
+
+    def _rebuild(self) -> None:
+        with suppress(GraphFailedError):
+            self._graph.rebuild()
+
+    def _recover(self, kind: str, started: float) -> None:
+        """Execute until it succeeds; a graph that has failed, which it has no reason to, counts as a hang."""
+        while time.monotonic() < started + _RECOVERY_S and self._graph.state is not GraphState.FAILED:
+            message = self._message()
+            if isinstance(self._ask(self._submit(message), message, _WAIT_S), JobSucceeded):
+                took_s = time.monotonic() - started
+                self._chaos.report.recoveries_s.append(took_s)
+                return
+        self._chaos.report.hangs.append(f"no good answer after {kind!r}: {self._graph.failure}")
+        raise GraphSpecError(f"the graph did not recover from {kind!r}: {self._graph}, {self._graph.failure}")
+
+    def _check_what_was_given(self) -> None:
+        """Look through what every method was given: nothing but what was submitted, each method's in order."""
+        for actor in self._graph.actors:
+            with suppress(RayError):
+                given = ray.get(actor.what_was_given.remote(), timeout=_SETTLES_S)
+                for method in ("work", "join"):
+                    numbers = [number for name, number in given if name == method]
+                    if not set(numbers) <= self._submitted:
+                        self._chaos.report.wrong_answers.append(f"{actor} was given {given}")
+
+
+def _renumbered(result: Any, number: int) -> Any:
+    """Return an answer as it is for the execution of another number."""
+    if isinstance(result, list):
+        return [_renumbered(each, number) for each in result]
+    return replace(result, number=number)
+
+
+def _relabelled(result: Any, message: Message) -> Any:
+    """Return an answer without the orders that it carries; as it is if it carries others than were given."""
+    if isinstance(result, list):
+        return [_relabelled(each, message) for each in result]
+    same = isinstance(result, Message) and result.orders == message.orders
+    return replace(result, orders={}) if same else result
+
+
+def _left_over(pids: Any) -> list[str]:
+    """Return what graphs and their hosts have left behind: threads, processes, sockets and shared memory."""
+    found = [f"thread {each.name}" for each in threading.enumerate() if each.name.startswith("cgexec-")]
+    found += [f"process {pid}" for pid in pids if _is_running(pid)]
+    named = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if "@cgexec-" in line}
+    for descriptor in Path(f"/proc/{os.getpid()}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            target = str(descriptor.readlink())
+            if target.removeprefix("socket:[").rstrip("]") in named or target.startswith("/memfd:cgexec"):
+                found.append(f"descriptor {target}")
+    return found
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -9,7 +9,7 @@ import pytest
 from cgexec import GraphConfig
 from cgexec.testing import Chaos
 
-NUM_FAULTS = 12
+NUM_FAULTS = 8
 
 
 @pytest.mark.parametrize(

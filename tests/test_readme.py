@@ -1,18 +1,24 @@
-"""The README's example prints what the README says it prints."""
+"""The README's examples print what the README says they print."""
 
 import re
 import sys
 from pathlib import Path
 
+import pytest
 from test_cli import run
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_example_prints_what_the_readme_shows(tmp_path):
-    text = README.read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (shown,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_every_example_shows_what_it_prints():
+    assert len(EXAMPLES) == README.read_text().count("```python") == 2
+
+
+@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["ray", "in process"])
+def test_the_example_prints_what_the_readme_shows(tmp_path, code, shown):
     script = tmp_path / "example.py"
     script.write_text(code)
     status, out, err, _ = run(sys.executable, str(script), RAY_ADDRESS="local")  # not a cluster that happens to run

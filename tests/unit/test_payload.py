@@ -140,6 +140,12 @@ WRAPPINGS: dict[str, Callable[[Array], Any]] = {
 }
 
 
+def leaves_the_pickle(array: Array) -> bool:
+    buffers: list[pickle.PickleBuffer] = []
+    pickle.dumps(array, 5, buffer_callback=buffers.append)
+    return bool(buffers)
+
+
 def arrays_in(value: Any) -> Iterator[Array]:
     match value:
         case np.ndarray():
@@ -169,9 +175,12 @@ def test_arrays_stay_equal_and_get_memory_of_their_own(
 
 
 @TRAVELS
-@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
-def test_arrays_are_read_only(array: Array, travel: Travel) -> None:
+@pytest.mark.parametrize(("name", "array"), ARRAYS.items(), ids=ARRAYS)
+def test_arrays_are_read_only(name: str, array: Array, travel: Travel) -> None:
     found = decode(travel(encode(array)))
+    if not leaves_the_pickle(array):  # arrays with swapped axes, before numpy 2.3: private, and writable
+        assert name == "axes swapped"
+        return
     assert not found.flags.writeable
     with pytest.raises(ValueError, match=r"read-only|WRITEABLE"):
         found[...] = found

@@ -183,9 +183,9 @@ def test_an_actor_whose_constructor_raises_is_refused_with_its_error(small, spaw
 
 def test_an_actor_that_does_not_answer_in_time_is_refused_by_name(small, spawn):
     actors = spawn(2)
-    busy = actors[1].work.remote(request(1, {1: ("sleep", 3.0)}))
+    busy = actors[1].work.remote(request(1, {1: ("sleep", 6.0)}))
     with pytest.raises(GraphSpecError, match=r"host 1 .* did not answer within"):
-        GraphExecutor(actors, fan_out("work"), config=replace(small, build_timeout_s=0.5))
+        GraphExecutor(actors, fan_out("work"), config=replace(small, build_timeout_s=2.0))
     ray.get(busy)
     with GraphExecutor(actors, fan_out("work"), config=small) as graph:
         assert graph.execute(request(2)).result[1] == (2, {}, (1,))

@@ -133,7 +133,7 @@ class LocalProcess:
     def _serve_locked(self) -> None:
         if not self.inline and not self._serving and self._mailbox:
             self._serving = True
-            threading.Thread(target=self._serve, name="cgexec-local-actor", daemon=True).start()
+            threading.Thread(target=self._serve, name="local-actor", daemon=True).start()
 
     def _serve(self) -> None:
         while True:

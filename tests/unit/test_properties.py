@@ -15,6 +15,7 @@ from conftest import eventually
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+from matrix import without_orders
 
 from cgexec import (
     Execution,
@@ -179,12 +180,6 @@ class Calls(RuleBasedStateMachine):
             status = self.graph.execute(*self.shape.arguments(message, len(self.graph.actors)), timeout_s=30)
             assert isinstance(status, JobSucceeded) or not isinstance(status, JobError), status
         self.graph.close()
-
-
-def without_orders(result: Any) -> Any:
-    if isinstance(result, list):
-        return [without_orders(each) for each in result]
-    return replace(result, orders={})
 
 
 TestCalls = Calls.TestCase

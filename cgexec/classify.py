@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import ray.exceptions
 from ray.exceptions import RayActorError, RayError
 
+from cgexec.exception_info import as_plain_exception
 from cgexec.status import JobError, JobFailed, JobInfo, JobPreempted, JobStatus
 
 
@@ -133,5 +134,4 @@ def handle_ray_error(job_info: JobInfo, e: RayError) -> JobStatus:
     for system errors, task errors, an actor whose constructor raised, and anything else. It never answers JobFailed:
     that takes knowing where the exception was seen, which only ``GraphExecutor`` does.
     """
-    error = e if isinstance(e, Exception) else RuntimeError(f"{type(e).__name__}: {e}")
-    return classify(e, Place.ALONE).status(job_info, error)
+    return classify(e, Place.ALONE).status(job_info, as_plain_exception(e))

@@ -95,6 +95,11 @@ def bare(error: Exception) -> Exception:
     return error
 
 
+def as_plain_exception(error: BaseException) -> Exception:
+    """Return ``error``, or an Exception that says what it is if it is none."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{class_name(error)}: {text_of(error)}")
+
+
 def class_name(value: object) -> str:
     """Return the name of the class of ``value``, whatever its metaclass makes of it."""
     name: str = type.__dict__["__qualname__"].__get__(type(value))

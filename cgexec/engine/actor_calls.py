@@ -13,18 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayChannelError, RayChannelTimeoutError, RaySystemError
+from ray.exceptions import ActorUnavailableError, RayChannelError, RaySystemError
 
 from cgexec.classify import Place, Verdict, classify
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
-from cgexec.engine.edges import actor_name
+from cgexec.engine.departure import Departure, stuck_host
 from cgexec.engine.frames import Encoded, Kind, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.leasing import leased_actors
 from cgexec.engine.plan import FromInput, FromStep, Plan, Source, local_readers, plan_of, remote_parts
-from cgexec.engine.preparation import ActorReport, call_all, call_out, probe, release
+from cgexec.engine.preparation import ActorReport, call_all, call_out, probe, release, unreachable_host
 from cgexec.engine.protocol import (
     Break,
     Engine,
@@ -37,7 +37,7 @@ from cgexec.engine.protocol import (
     losses_among,
 )
 from cgexec.engine.recipe import GraphRecipe
-from cgexec.engine.steps import Step, Taken
+from cgexec.engine.steps import Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.exception_info import bare
 from cgexec.interruption import is_interruption
@@ -52,7 +52,7 @@ class _ActorsPart:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.steps = [Step(each.origin, each.num_returns, each.parts) for each in plan.steps]
+        self.steps = plan.runnable()
         self.is_remote = remote_parts(plan)
         self._readers = local_readers(plan)
         self._kept: dict[tuple[int, FromStep], tuple[Any, int]] = {}
@@ -77,7 +77,7 @@ def take_plan(_instance: Any, key: GraphKey, plan: Plan) -> None:
     """Keep the plan for the calls to come. *In the actor.*"""
     hub = find_hub(key)
     hub.shared(_PLAN, lambda: _ActorsPart(plan))
-    hub.missing_after(0, Deadline.after(0))  # nobody connects here: listen no longer
+    hub.stop_listening()  # nobody connects here
 
 
 def run_step(instance: Any, key: GraphKey, index: int, execution: int, *frames: bytes) -> Any:
@@ -123,20 +123,24 @@ class ActorCallsBackend:
             )
             if losses:
                 raise HostsLostError(losses)
-        hub.missing_after(0, Deadline.after(0))
+        hub.stop_listening()
         return ActorCallsEngine(self._recipe, bound, plan, members, reports, hub, on_break)
 
     def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
         """See ``protocol.Backend``."""
-        return dict(probe(members, timeout_s))
+        return probe(members, timeout_s)
 
 
 class _Run:
-    """One execution: a reference to each part of what each step returns."""
+    """One execution: a reference to each part of what each step returns, in the order of the steps."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.refs: list[list[ray.ObjectRef[Any]]] = []
+
+    def ref(self, source: FromStep) -> ray.ObjectRef[Any]:
+        """Return the reference to one part of what one step returns."""
+        return self.refs[source.step][source.part]
 
 
 class ActorCallsEngine:
@@ -158,27 +162,23 @@ class ActorCallsEngine:
         self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
         self.node_ids = {host_id: report.node_id for host_id, report in reports.items()}
         self._plan = plan
-        self._keys = sorted({s.key for each in plan.steps for s in each.sources if isinstance(s, FromInput)}, key=str)
+        self._keys = plan.input_keys()
+        self._places = plan.places()
         self._members = tuple(members)
         self._actors = {member.info.host_id: member.actor for member in members}
         self._without_control = [member for member in members if reports[member.info.host_id].no_control]
         self._hub = hub
         self._on_break = on_break
         self._runs: deque[_Run] = deque()
+        self._cut_short: list[_Run] = []  # of which not all calls were submitted
         self._num_sent = 0
         self._state = threading.Condition()
+        self._departure = Departure(self._state)
         self._ended: dict[int, Exception] = {}
-        self._torn_down = False
-        self._leave_by = Deadline.after(-1)
-        self._outstanding: dict[int, list[_Call]] = {host_id: [] for host_id in self._actors}
         hub.tell_losses(self._connection_ended)
 
     def _connection_ended(self, actor_id: str) -> None:
-        for member in self._members:
-            if actor_name(member.actor) == actor_id:
-                host_id = member.info.host_id
-                error = ActorUnavailableError(f"the connection to host {host_id} has ended", bytes.fromhex(actor_id))
-                self._end(host_id, error)
+        self._end(*unreachable_host(self._members, actor_id))
         self.session_over = self.session_over or not ray.is_initialized()
         self._on_break(self)
 
@@ -188,7 +188,6 @@ class ActorCallsEngine:
             if host_id not in self._ended or isinstance(self._ended[host_id], ActorUnavailableError):
                 self._ended[host_id] = bare(error)
             self.broken = True
-            self._state.notify_all()
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Encoded]:
         """Return the serialised inputs; nothing is sent."""
@@ -204,19 +203,17 @@ class ActorCallsEngine:
         inputs = {key: ray.put(frame) for key, frame in zip(self._keys, frames, strict=True)}
         try:
             for index, step in enumerate(self._plan.steps):
-                sources = [
-                    inputs[s.key] if isinstance(s, FromInput) else run.refs[s.step][s.part] for s in step.sources
-                ]
+                sources = [inputs[s.key] if isinstance(s, FromInput) else run.ref(s) for s in step.sources]
                 call = self._actors[step.origin.host_id].__ray_call__.options(
                     num_returns=len(step.parts), max_task_retries=0
                 )
                 refs = call.remote(run_step, self._hub.key, index, run.number, *sources)
                 run.refs.append(refs if len(step.parts) > 1 else [refs])
-                self._outstanding[step.origin.host_id].append(_Call(run.refs[-1][0], sources))
         except Exception as error:
             if is_interruption(error):
                 raise
             self.broken = True
+            self._cut_short.append(run)
             raise EngineBrokenError(bare(error), sent=bool(run.refs)) from None
         self._num_sent += 1
         self._runs.append(run)
@@ -233,40 +230,29 @@ class ActorCallsEngine:
         self._check_session()
         run = self._runs[0]
         while None in outputs:
-            missing = [source for place, source in enumerate(self._plan.outputs) if outputs[place] is None]
-            refs = list(dict.fromkeys(self._ref(run, source) for source in missing))
-            ready, _ = ray.wait(refs, timeout=deadline.wait_s(), fetch_local=True)
-            failed = self._fill(outputs, run, set(ready))
+            missing = {run.ref(source): source for source, places in self._places.items() if outputs[places[0]] is None}
+            ready, _ = ray.wait(list(missing), timeout=deadline.wait_s(), fetch_local=True)
+            failed = False
+            for ref in ready:
+                output = self._output(run, missing[ref], ref)
+                for place in self._places[missing[ref]]:
+                    outputs[place] = output
+                failed = failed or isinstance(output, OutputError)
             if None in outputs and (failed or (not ready and (self.broken or deadline.remaining_s() == 0))):
                 return
         self._runs.popleft()
-        if not self._runs:
-            for host_id, calls in self._outstanding.items():
-                self._outstanding[host_id] = [call for call in calls if not _have_come([call.ref])]
 
-    def _ref(self, run: _Run, source: FromStep) -> ray.ObjectRef[Any]:
-        return run.refs[source.step][source.part]
-
-    def _fill(self, outputs: list[Output | None], run: _Run, ready: set[ray.ObjectRef[Any]]) -> bool:
-        failed = False
-        for place, source in enumerate(self._plan.outputs):
-            ref = self._ref(run, source)
-            if outputs[place] is not None or ref not in ready:
-                continue
-            first = self._plan.outputs.index(source)
-            output = outputs[first] if first != place else None
-            if output is None:
-                try:
-                    frame = unpack(ray.get(ref))
-                except Exception as error:
-                    if is_interruption(error):
-                        raise
-                    self._end(*self._culprit(run) or (self._plan.steps[source.step].origin.host_id, error))
-                    raise EngineBrokenError(bare(error)) from None
-                output = output_of(Taken.from_frame(frame), self.spec.outputs[place])
-            outputs[place] = output
-            failed = failed or isinstance(output, OutputError)
-        return failed
+    def _output(self, run: _Run, source: FromStep, ref: ray.ObjectRef[Any]) -> Output:
+        """Return an output that has come. Raises EngineBrokenError if it is none of a method's making."""
+        origin = self._plan.steps[source.step].origin
+        try:
+            frame = unpack(ray.get(ref))
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            self._end(*self._culprit(run) or (origin.host_id, error))
+            raise EngineBrokenError(bare(error)) from None
+        return output_of(Taken.from_frame(frame), origin)
 
     def _culprit(self, run: _Run) -> tuple[int, Exception] | None:
         """Return the first step's host of those that came to nothing, and why: Ray hands its error on to the others."""
@@ -289,53 +275,58 @@ class ActorCallsEngine:
 
     def hurry(self, timeout_s: float) -> None:
         """Shorten a teardown."""
-        with self._state:
-            self._leave_by = min(self._leave_by, Deadline.after(timeout_s), key=lambda deadline: deadline.at)
+        self._departure.hurry(timeout_s)
 
     def tear_down(self, timeout_s: float) -> dict[int, Exception]:
         """Wait for the calls that were submitted; an actor that is inside of one at the bound is killed."""
-        with self._state:
-            if self._torn_down:
-                return {}
-            self._torn_down = self.broken = True
+        if not self._departure.begin():
+            return {}
+        try:
+            return self._tear_down_once(timeout_s)
+        finally:
+            self._departure.end()
+
+    def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
+        self.broken = True
         self.hurry(timeout_s)
         graph_id = self._hub.key.graph_id
         self._hub.shut()
         call_out(self._without_control, graph_id)
         # All are looked at before one is killed: that ends the calls of others which wait for what it was to return.
-        stuck = [member for member in self._members if self._is_inside_one_of(self._outstanding[member.info.host_id])]
+        stuck = [member for member in self._members if self._stays(member.info.host_id)]
         for member in stuck:
             ray.kill(member.actor)
         self._runs.clear()
-        self._outstanding.clear()
+        self._cut_short.clear()
         release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
-        reason = "was still in the graph when its teardown had to end, and was killed"
-        lost = [member.info.host_id for member in stuck]
-        return {host_id: RayChannelTimeoutError(f"host {host_id} {reason}") for host_id in lost}
+        return {member.info.host_id: stuck_host(member) for member in stuck}
 
-    def _is_inside_one_of(self, calls: list[_Call]) -> bool:
+    def _stays(self, host_id: int) -> bool:
         """Wait for the calls of one host; returns whether it is inside one of them when the time is up.
 
-        What waits for an argument has not begun, and never will: either its turn does not come, or the host that is to
-        return the argument is killed.
+        Only executions whose outputs have not all come can have such calls: every step leads to an output. What waits
+        for an argument has not begun, and never will: either its turn does not come, or the host that is to return the
+        argument is killed.
         """
-        while calls:
-            slice_s = self._leave_by.slice_s(_LOOK_S)
-            ray.wait([call.ref for call in calls], num_returns=len(calls), timeout=slice_s, fetch_local=False)
-            calls = [call for call in calls if not _have_come([call.ref])]
-            if slice_s == 0 or not any(_have_come(call.sources) for call in calls):
-                break
-        return any(_have_come(call.sources) for call in calls)
+        calls = [
+            (refs[0], [run.ref(source) for source in step.sources if isinstance(source, FromStep)])
+            for run in [*self._runs, *self._cut_short]
+            for step, refs in zip(self._plan.steps, run.refs, strict=False)
+            if step.origin.host_id == host_id
+        ]
+        while True:
+            slice_s = self._departure.by.slice_s(_LOOK_S)
+            _, left = _wait([ref for ref, _ in calls], slice_s)
+            calls = [(ref, sources) for ref, sources in calls if ref in left]
+            inside = any(not _wait(sources, 0)[1] for _, sources in calls)
+            if not inside or slice_s == 0:
+                return inside
 
 
-class _Call:
-    """One call of an actor that may not have returned yet, and what it waits for."""
-
-    def __init__(self, ref: ray.ObjectRef[Any], sources: list[ray.ObjectRef[Any]]) -> None:
-        self.ref = ref
-        self.sources = sources
-
-
-def _have_come(refs: Sequence[ray.ObjectRef[Any]]) -> bool:
+def _wait(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> tuple[set[Any], set[Any]]:
+    """Return which of ``refs`` have come within ``timeout_s``, and which have not."""
     unique = list(dict.fromkeys(refs))
-    return len(ray.wait(unique, num_returns=len(unique), timeout=0, fetch_local=False)[0]) == len(unique)
+    if not unique:
+        return set(), set()
+    come, left = ray.wait(unique, num_returns=len(unique), timeout=timeout_s, fetch_local=False)
+    return set(come), set(left)

@@ -37,31 +37,22 @@ class CompiledBackend:
 
     def build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> CompiledEngine:
         """See ``protocol.Backend``. A host that stopped answering while Ray compiled is killed: Ray waits for ever."""
-        return build_generation(self._recipe, generation, members, on_break)
+        recipe = self._recipe
+        deadline = Deadline.after(recipe.build_timeout_s)
+        bound = recipe.bind(members)
+        with leased_actors(recipe, generation, members, bound.methods, deadline) as (hub, reports):
+            compiled = _compile(recipe, bound, members, hub, _hint(recipe, hub, members, reports), deadline)
+        engine = CompiledEngine(compiled, bound, members, reports, recipe.settings, hub, on_break)
+        obstacle = engine.settle_in(deadline.remaining_s())
+        if obstacle is not None:
+            losses = {**silent_or_dead(members, PROBE_AFTER_BOUND_S), **dict(obstacle.errors)}
+            stuck = engine.tear_down(_TEARDOWN_AFTER_LOSS_S)
+            raise HostsLostError({**losses, **stuck}, obstacle.fallback)
+        return engine
 
     def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
         """See ``protocol.Backend``."""
-        return dict(probe(members, timeout_s))
-
-
-def build_generation(
-    recipe: GraphRecipe,
-    generation: int,
-    members: Sequence[Member],
-    on_break: Callable[[Engine], None],
-) -> CompiledEngine:
-    """See ``protocol.Backend.build``."""
-    deadline = Deadline.after(recipe.build_timeout_s)
-    bound = recipe.bind(members)
-    with leased_actors(recipe, generation, members, bound.methods, deadline) as (hub, reports):
-        compiled = _compile(recipe, bound, members, hub, _hint(recipe, hub, members, reports), deadline)
-    engine = CompiledEngine(compiled, bound, members, reports, recipe.settings, hub, on_break)
-    obstacle = engine.settle_in(deadline.remaining_s())
-    if obstacle is not None:
-        losses = {**silent_or_dead(members, PROBE_AFTER_BOUND_S), **dict(obstacle.errors)}
-        stuck = engine.tear_down(_TEARDOWN_AFTER_LOSS_S)
-        raise HostsLostError({**losses, **stuck}, obstacle.fallback)
-    return engine
+        return probe(members, timeout_s)
 
 
 def _hint(

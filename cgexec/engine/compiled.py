@@ -27,11 +27,12 @@ from functools import partial
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayChannelError, RayChannelTimeoutError
+from ray.exceptions import RayChannelError, RayChannelTimeoutError
 
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
 from cgexec.engine.compilation import kill_helper
+from cgexec.engine.departure import Departure, stuck_host
 from cgexec.engine.driver_ends import (
     ANY_EXECUTION,
     InputEnd,
@@ -43,10 +44,9 @@ from cgexec.engine.driver_ends import (
     output_end,
     read_in_turn,
 )
-from cgexec.engine.edges import actor_name
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
-from cgexec.engine.preparation import ActorReport, await_loops, call_out, release
+from cgexec.engine.preparation import ActorReport, await_loops, call_out, release, unreachable_host
 from cgexec.engine.protocol import (
     Break,
     Engine,
@@ -118,12 +118,10 @@ class CompiledEngine:
             if member.actor in tasks
         }
 
-        self._torn_down = False
-        self._teardown_done = threading.Event()
-        self._leave_by = Deadline.after(-1)
         self._ray_teardown = compiled.teardown
         compiled.teardown = self._when_ray_tears_down
         self._loops_changed = threading.Condition()
+        self._departure = Departure(self._loops_changed)
         self._ended: dict[int, BaseException | None] = {}  # in the order in which the loops ended
         self._unreachable: dict[int, Exception] = {}  # the hosts whose control connection has ended
         self._loops: dict[int, ray.ObjectRef[Any]] = {}
@@ -144,12 +142,9 @@ class CompiledEngine:
 
     def _connection_ended(self, actor_id: str) -> None:
         """Note that a host can no longer be reached. Called on the hub's thread, sooner than Ray sees a death."""
-        for member in self._members:
-            if actor_name(member.actor) == actor_id:
-                host_id = member.info.host_id
-                error = ActorUnavailableError(f"the connection to host {host_id} has ended", bytes.fromhex(actor_id))
-                with self._loops_changed:
-                    self._unreachable[host_id] = error
+        host_id, error = unreachable_host(self._members, actor_id)
+        with self._loops_changed:
+            self._unreachable[host_id] = error
         self._note_break()
 
     def _note_break(self) -> None:
@@ -282,29 +277,20 @@ class CompiledEngine:
         Killing first what is stuck is what makes Ray's own teardown end: it waits for every actor in turn, 30 s for
         one that is stopped and for ever for one that is inside a method.
         """
-        with self._loops_changed:
-            first, self._torn_down = not self._torn_down, True
-        if not first:
-            self._teardown_done.wait(_CLEAN_UP_S)
+        if not self._departure.begin():
             return {}
         try:
             return self._tear_down_once(timeout_s)
         finally:
-            self._teardown_done.set()
+            self._departure.end()
 
     def hurry(self, timeout_s: float) -> None:
         """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""
-        with self._loops_changed:
-            sooner = Deadline.after(timeout_s)
-            if sooner.at < self._leave_by.at:
-                self._leave_by = sooner
-                self._loops_changed.notify_all()
+        self._departure.hurry(timeout_s)
 
     def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
         self.broken = True
-        with self._loops_changed:
-            leave_by = Deadline.after(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
-            self._leave_by = min(self._leave_by, leave_by, key=lambda deadline: deadline.at)
+        self.hurry(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
         graph_id = self._hub.key.graph_id
         self._hub.shut()
         call_out(self._without_control, graph_id)
@@ -321,10 +307,8 @@ class CompiledEngine:
         kill_helper(self._compiled)
         self._inputs, self._outputs, self._over_wires = [], [], None  # the last to hold their connections
         release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
-        reason = "was still in the graph when its teardown had to end, and was killed"
         return {
-            host_id: self._unreachable.get(host_id) or RayChannelTimeoutError(f"host {host_id} {reason}")
-            for host_id in (member.info.host_id for member in stuck)
+            member.info.host_id: self._unreachable.get(member.info.host_id) or stuck_host(member) for member in stuck
         }
 
     def _tear_down_ray(self) -> None:
@@ -348,13 +332,13 @@ class CompiledEngine:
         """
         unreachable_by = Deadline.after(_UNREACHABLE_S)
         with self._loops_changed:
-            while (running := self._loops.keys() - self._ended.keys()) and self._leave_by.remaining_s() > 0:
+            while (running := self._loops.keys() - self._ended.keys()) and self._departure.by.remaining_s() > 0:
                 if running <= self._unreachable.keys():
                     if unreachable_by.remaining_s() == 0:
                         return
-                    self._loops_changed.wait(min(unreachable_by.remaining_s(), self._leave_by.remaining_s()))
+                    self._loops_changed.wait(min(unreachable_by.remaining_s(), self._departure.by.remaining_s()))
                 else:
-                    self._loops_changed.wait(self._leave_by.slice_s(threading.TIMEOUT_MAX))
+                    self._loops_changed.wait(self._departure.by.slice_s(threading.TIMEOUT_MAX))
 
     def _is_running(self, member: Member) -> bool:
         host_id = member.info.host_id

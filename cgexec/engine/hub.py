@@ -219,8 +219,12 @@ class Hub:
             if not in_time:
                 started = f"{self._tasks_started} of {num_tasks} tasks have started"
                 return f"{started}, {unconnected()} of {len(self._inlets)} channels are not connected"
-        self._ask(self._reception.close)
+        self.stop_listening()
         return ""
+
+    def stop_listening(self) -> None:
+        """Take no more connections."""
+        self._ask(self._reception.close)
 
     def shut(self) -> None:
         """End everything; idempotent, from any thread, does not wait. Whoever reads or writes is woken."""

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ray.exceptions import GetTimeoutError, RayChannelError, RayChannelTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayChannelError, RayTaskError
 
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
-from cgexec.engine.fault_plan import Phase
+from cgexec.engine.departure import Departure, stuck_host
+from cgexec.engine.fault_plan import Fault, Phase
 from cgexec.engine.frames import Encoded, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.local_actor import LocalProcess, process_of, world
@@ -30,11 +31,13 @@ from cgexec.engine.protocol import (
     Member,
     Output,
     OutputError,
+    losses_among,
 )
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.steps import LoopEndedError, Step, Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.errors import GraphSpecError
+from cgexec.exception_info import as_plain_exception
 
 _NODE_ID = "local"
 _INLINE_PAUSE_S = 0.001  # while nothing can be done, until somebody else changes something
@@ -52,7 +55,7 @@ class InProcessBackend:
         for member in members:
             _meet_faults(member, "build")
         self._check(members, bound)
-        losses = {host_id: reply for host_id, reply in _replies(members).items() if isinstance(reply, Exception)}
+        losses = losses_among(_replies(members))
         if losses:
             raise HostsLostError(losses)
         return InProcessEngine(self._recipe, bound, members, generation, on_break)
@@ -78,7 +81,11 @@ class InProcessBackend:
 def _meet_faults(member: Member, phase: Phase) -> None:
     process = process_of(member.actor)
     for fault in process.faults.due(member.info.host_id, phase):
-        process.die() if fault.kind == "die" else process.stop()
+        _befall(process, fault)
+
+
+def _befall(process: LocalProcess, fault: Fault) -> None:
+    process.die() if fault.kind == "die" else process.stop()
 
 
 def _replies(members: Sequence[Member]) -> dict[int, HostReport | Exception]:
@@ -125,15 +132,15 @@ class InProcessEngine:
         self.node_ids = dict.fromkeys(self._processes, _NODE_ID)
         self._members = tuple(members)
         self.plan: Plan = plan_of(bound, {member.actor: member.info.host_id for member in members})
-        self.steps = [Step(each.origin, each.num_returns, each.parts) for each in self.plan.steps]
+        self.steps = self.plan.runnable()
         self.is_remote = remote_parts(self.plan)
-        self._inputs = {each.key for step in self.plan.steps for each in step.sources if isinstance(each, FromInput)}
+        self._keys = self.plan.input_keys()
+        self._places = self.plan.places()
         self._faults = process_of(members[0].actor).faults
         self._runs: deque[_Run] = deque()
         self._num_sent = 0
         self._on_break = on_break
-        self._torn_down = False
-        self._leave_by = Deadline.after(-1)
+        self._departure = Departure(world)
         self._ended: dict[int, Exception] = {}
         with world:
             for host_id, process in self._processes.items():
@@ -143,7 +150,7 @@ class InProcessEngine:
     def end(self, host_id: int, error: Exception) -> None:
         """Note that a host has left the graph."""
         with world:
-            if self._torn_down:
+            if self._departure.begun:
                 return
             self._ended[host_id] = error
             self.broken = True
@@ -152,9 +159,8 @@ class InProcessEngine:
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Any, Encoded]:
         """Return the serialised inputs by their keys; nothing is sent."""
-        keys = sorted(self._inputs, key=str)
-        encoded = encoded_inputs(self.spec, [(key, payload.encode) for key in keys], args, kwargs)
-        return dict(zip(keys, encoded, strict=True))
+        encoded = encoded_inputs(self.spec, [(key, payload.encode) for key in self._keys], args, kwargs)
+        return dict(zip(self._keys, encoded, strict=True))
 
     def send(self, encoded: Mapping[Any, Encoded], timeout_s: float) -> None:  # noqa: ARG002 - there is always room
         """Put one execution's steps into the mailboxes."""
@@ -195,12 +201,12 @@ class InProcessEngine:
         """Fill what there is; returns whether an error is among it."""
         run = self._runs[0]
         failed = False
-        for place, source in enumerate(self.plan.outputs):
-            if outputs[place] is None and run.results[source.step] is not None:
-                first = self.plan.outputs.index(source)
-                known = outputs[first] if first != place else None
-                outputs[place] = known or output_of(self.take(run, source, None), self.spec.outputs[place])
-                failed = failed or isinstance(outputs[place], OutputError)
+        for source, places in self._places.items():
+            if outputs[places[0]] is None and run.results[source.step] is not None:
+                output = output_of(self.take(run, source, None), self.spec.outputs[places[0]])
+                for place in places:
+                    outputs[place] = output
+                failed = failed or isinstance(output, OutputError)
         return failed
 
     def take(self, run: _Run, source: Source, host_id: int | None) -> Taken:
@@ -230,42 +236,43 @@ class InProcessEngine:
 
     def hurry(self, timeout_s: float) -> None:
         """Shorten a teardown."""
-        with world:
-            self._leave_by = min(self._leave_by, Deadline.after(timeout_s), key=lambda deadline: deadline.at)
-            world.notify_all()
+        self._departure.hurry(timeout_s)
 
     def tear_down(self, timeout_s: float) -> dict[int, Exception]:
         """Take the steps back that have not begun, and wait for those that have; a stopped host never leaves."""
+        if not self._departure.begin():
+            return {}
+        try:
+            return self._tear_down_once(timeout_s)
+        finally:
+            self._departure.end()
+
+    def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
         with world:
-            if self._torn_down:
-                return {}
-            self._torn_down = self.broken = True
+            self.broken = True
             world.notify_all()
         self.hurry(timeout_s)
         for member in self._members:
             _meet_faults(member, "teardown")
             process_of(member.actor).withdraw(self._is_ours)
         with world:
-            while self._at_work() and not all(process.inline for process in self._at_work().values()):
-                if self._leave_by.remaining_s() == 0:
+            while (stuck := self._at_work()) and not all(process_of(member.actor).inline for member in stuck):
+                if self._departure.by.remaining_s() == 0:
                     break
-                world.wait(self._leave_by.wait_s())
-            stuck = self._at_work()
+                world.wait(self._departure.by.wait_s())
             for process in self._processes.values():
                 process.leased_to = None
                 process.mourners.clear()
-        reason = "was still in the graph when its teardown had to end, and was killed"
-        for process in stuck.values():
-            process.die()
-        return {host_id: RayChannelTimeoutError(f"host {host_id} {reason}") for host_id in stuck}
+        for member in stuck:
+            process_of(member.actor).die()
+        return {member.info.host_id: stuck_host(member) for member in stuck}
 
-    def _at_work(self) -> dict[int, LocalProcess]:
-        """Return the processes that have not left the graph."""
-        return {
-            host_id: process
-            for host_id, process in self._processes.items()
-            if process.death is None and (process.stopped or self._is_ours(process.at_work))
-        }
+    def _at_work(self) -> list[Member]:
+        """Return the hosts that have not left the graph."""
+        return [member for member in self._members if self._is_at_work(process_of(member.actor))]
+
+    def _is_at_work(self, process: LocalProcess) -> bool:
+        return process.death is None and (process.stopped or self._is_ours(process.at_work))
 
     def _is_ours(self, job: object) -> bool:
         return isinstance(job, _StepJob) and job.engine is self
@@ -289,14 +296,12 @@ class _StepJob:
         taken = [engine.take(self._run, source, host_id) for source in self._planned.sources]
         raised = None
         for fault in process.faults.due(host_id, "before", self._run.counted):
-            if fault.kind == "die":
-                process.die()
-            elif fault.kind == "stop":
-                process.stop()
-            elif fault.kind == "stick":
+            if fault.kind == "stick":
                 return False
-            else:
+            if fault.kind == "raise":
                 raised = fault.error
+            else:
+                _befall(process, fault)
         if process.death is not None:
             return True
         try:
@@ -312,9 +317,9 @@ class _StepJob:
             if fault.kind == "stick":
                 return False
             if fault.kind == "raise" and fault.error is not None:
-                failed = step.failure(_as_exception(fault.error), process.instance)
+                failed = step.failure(as_plain_exception(fault.error), process.instance)
             else:
-                process.die() if fault.kind == "die" else process.stop()
+                _befall(process, fault)
         self._put(process, step, result, failed)
         return True
 
@@ -340,7 +345,3 @@ class _Raising:
             raise self._error
 
         return method
-
-
-def _as_exception(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

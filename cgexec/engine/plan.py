@@ -16,6 +16,7 @@ from ray.dag import DAGNode, InputAttributeNode, InputNode
 
 from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.protocol import OutputPort
+from cgexec.engine.steps import Step
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,22 @@ class Plan:
 
     steps: tuple[PlannedStep, ...]
     outputs: tuple[FromStep, ...]
+
+    def input_keys(self) -> list[int | str | None]:
+        """Return the inputs that the steps take, each once."""
+        sources = (source for step in self.steps for source in step.sources)
+        return sorted({source.key for source in sources if isinstance(source, FromInput)}, key=str)
+
+    def places(self) -> dict[FromStep, list[int]]:
+        """Return where each output stands in the result: several times if its node was listed so."""
+        found: dict[FromStep, list[int]] = {}
+        for place, source in enumerate(self.outputs):
+            found.setdefault(source, []).append(place)
+        return found
+
+    def runnable(self) -> list[Step]:
+        """Return the steps as they are run."""
+        return [Step(each.origin, each.num_returns, each.parts) for each in self.steps]
 
 
 def plan_of(bound: BoundGraph, host_ids: Mapping[Any, int]) -> Plan:

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayChannelError, RaySystemError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayChannelError, RaySystemError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.edges import actor_name
@@ -259,7 +259,7 @@ def call_all(
     return answers
 
 
-def probe(members: Sequence[Member], timeout_s: float) -> dict[int, ActorReport | Exception]:
+def probe(members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
     """Ask every actor for a sign of life, in parallel; returns within ``timeout_s`` or a little later."""
     return call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(answer, None, ()))
 
@@ -297,6 +297,12 @@ def call_out(members: Sequence[Member], graph_id: str) -> None:
     """Tell every actor to leave the graph; does not wait for it."""
     for member in members:
         member.actor.__ray_call__.remote(end_graph, graph_id)
+
+
+def unreachable_host(members: Sequence[Member], actor_id: str) -> tuple[int, ActorUnavailableError]:
+    """Return the host whose control connection, named by its actor, has ended, and how that is put."""
+    (host_id,) = (member.info.host_id for member in members if actor_name(member.actor) == actor_id)
+    return host_id, ActorUnavailableError(f"the connection to host {host_id} has ended", bytes.fromhex(actor_id))
 
 
 def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:

@@ -20,7 +20,7 @@ from cgexec.engine import payload
 from cgexec.engine.failures import capture, encode_failures, merged
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
 from cgexec.engine.protocol import OutputPort
-from cgexec.exception_info import class_name, text_of
+from cgexec.exception_info import as_plain_exception, class_name, text_of
 from cgexec.isolation import apart
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
@@ -67,11 +67,6 @@ def _values(taken: Sequence[Taken], due: int, *, loaded: bool) -> list[Any]:
     return [each.value() for each in taken] if loaded else []
 
 
-def _exception(error: BaseException | None) -> Exception:
-    """Return ``error``, which a user's class raised as it was loaded or sent, as an Exception."""
-    return error if isinstance(error, Exception) else RuntimeError(f"{class_name(error)}: {text_of(error)}")
-
-
 class Step:
     """One method of one host in the graph. ``parts``: which part of its result goes out where, None for all of it."""
 
@@ -93,12 +88,12 @@ class Step:
         """
         failures = [each.failures for each in taken if each.failures is not None]
         values, error = apart(lambda: _values(taken, due, loaded=not failures))
-        if error is None and failures:
-            return None, merged(failures)
-        if values is None:
+        if error is not None:
             what = f"what {self.name} was to be given cannot be used"
-            return None, self.failure(_exception(error), instance, what)
-        args, kwargs = arguments(values)
+            return None, self.failure(as_plain_exception(error), instance, what)
+        if failures:
+            return None, merged(failures)
+        args, kwargs = arguments(values or [])
         # With no frame of ours in between, which the exception would hold.
         result, error = apart(partial(methodcaller(self.origin.method, *args, **kwargs), instance))
         if error is None:
@@ -119,10 +114,10 @@ class Step:
         """
         if failed is None:
             ready, error = apart(lambda: self._ready(result, is_remote))
-            if ready is not None:
-                return ready
+            if error is None:
+                return ready or []
             what = f"what {self.name} returned, a {class_name(result)}, cannot be sent"
-            failed = self.failure(_exception(error), instance, what)
+            failed = self.failure(as_plain_exception(error), instance, what)
         return [(failed, None)] * len(is_remote)
 
     def _ready(self, result: Any, is_remote: Sequence[bool]) -> list[tuple[Encoded | None, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from cgexec.engine.failures import as_exception, capture, decode_failures
 from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, OutputValue
 from cgexec.engine.steps import Taken
+from cgexec.exception_info import as_plain_exception
 from cgexec.interruption import is_interruption
 from cgexec.isolation import apart
 
@@ -50,6 +51,5 @@ def output_of(taken: Taken, port: OutputPort) -> Output:
         return OutputValue(value)
     if isinstance(raised, KeyboardInterrupt) or (isinstance(raised, Exception) and is_interruption(raised)):
         raise raised
-    error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
     what = f"what {port.method}() of host {port.host_id} returned cannot be loaded"
-    return OutputError(as_exception(capture(error, port, None, what)), port.host_id, port.method)
+    return OutputError(as_exception(capture(as_plain_exception(raised), port, None, what)), port.host_id, port.method)

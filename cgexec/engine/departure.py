@@ -1,0 +1,48 @@
+"""How a generation is left: torn down once, by whoever comes first, within a bound that may be brought forward."""
+
+from __future__ import annotations
+
+import threading
+
+from ray.exceptions import RayChannelTimeoutError
+
+from cgexec.deadline import Deadline
+from cgexec.engine.protocol import Member
+
+_SECOND_WAITS_S = 5.0
+
+
+class Departure:
+    """The state of one teardown. Guarded by ``changed``, which is notified when the bound comes closer."""
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self._done = threading.Event()
+        self.begun = False
+        self.by = Deadline.after(-1)
+
+    def begin(self) -> bool:
+        """Return whether it is the caller's to tear down; a second caller waits for the first, within a bound."""
+        with self._changed:
+            first, self.begun = not self.begun, True
+        if not first:
+            self._done.wait(_SECOND_WAITS_S)
+        return first
+
+    def end(self) -> None:
+        """Let a second caller go on."""
+        self._done.set()
+
+    def hurry(self, timeout_s: float) -> None:
+        """Bring the bound forward to ``timeout_s`` from now, if that is sooner."""
+        with self._changed:
+            sooner = Deadline.after(timeout_s)
+            if sooner.at < self.by.at:
+                self.by = sooner
+                self._changed.notify_all()
+
+
+def stuck_host(member: Member) -> RayChannelTimeoutError:
+    """Return what is said of a host that had not left when the time was up."""
+    reason = "was still in the graph when its teardown had to end, and was killed"
+    return RayChannelTimeoutError(f"host {member.info.host_id} {reason}")

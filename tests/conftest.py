@@ -16,6 +16,7 @@ from workers import Worker
 
 from cgexec import GraphConfig
 from cgexec.config import Transport
+from cgexec.testing.leftovers import is_running
 
 TRANSPORTS = get_args(Transport)
 CLEAN_UP_S = 20.0
@@ -39,14 +40,6 @@ def live_actors() -> dict[str, int]:
 def our_threads() -> list[str]:
     """Return the names of the threads that belong to a graph."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(OUR_THREADS)]
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process exists and has not ended."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def cpu_seconds(pid: int) -> float:

@@ -29,6 +29,7 @@ from cgexec import (
     RebuildPolicy,
 )
 from cgexec.testing import MISBEHAVIOURS, SHAPES, Message, Shape, kill, kill_process, resume, stop
+from cgexec.testing.recorder import each_message
 
 VICTIM, BYSTANDER = 0, 1  # the first host has work in every shape
 SETTLES_S = 30.0
@@ -108,11 +109,9 @@ class Trial:
         doing[fault](actor) if fault == "killed" else doing[fault](actor, pid)
 
 
-def without_orders(result: Any) -> Any:
+def without_orders(answer: Any) -> Any:
     """Return an answer as if nothing had been ordered."""
-    if isinstance(result, list):
-        return [without_orders(each) for each in result]
-    return replace(result, orders={})
+    return each_message(answer, lambda message: replace(message, orders={}))
 
 
 # -- what befalls a host from outside ----------------------------------------------------------------------------------

@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import ray
-from conftest import CLEAN_UP_S, eventually, is_running, live_actors, our_threads
+from conftest import CLEAN_UP_S, eventually, live_actors, our_threads
 
 from cgexec import GraphConfig
 from cgexec.testing import Recorder, pid_of
+from cgexec.testing.leftovers import is_running, left_open
 
 WAYS = {
     "socket": GraphConfig(max_inflight=4, teardown_timeout_s=2.0),
@@ -69,27 +68,3 @@ def check_that_nothing_is_open(pool: Pool, actors: Iterable[Any]) -> None:
     """Fail if a graph has left descriptors, here or in its actors."""
     pids = [os.getpid(), *(pool.actors[actor] for actor in actors if is_running(pool.actors[actor]))]
     assert eventually(lambda: not left_open(pids), CLEAN_UP_S), f"descriptors were left: {left_open(pids)}"
-
-
-def left_open(pids: Iterable[int]) -> list[str]:
-    """Return what processes hold of graphs: sockets (those accepted have their listener's name) and shared memory."""
-    named = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if "@cgexec-" in line}
-    held = []
-    for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError):  # it is just ending
-            held += [f"{pid}: {target}" for target in open_in(pid) if is_of_a_graph(target, named)]
-    return held
-
-
-def open_in(pid: int) -> list[str]:
-    """Return what the descriptors of a process refer to."""
-    targets = []
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            targets.append(str(descriptor.readlink()))
-    return targets
-
-
-def is_of_a_graph(target: str, named: set[str]) -> bool:
-    """Return whether a descriptor is a graph's; ``named`` are the inodes of its sockets."""
-    return target.startswith("/memfd:cgexec") or target.removeprefix("socket:[").rstrip("]") in named

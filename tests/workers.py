@@ -28,28 +28,7 @@ from cgexec import (
     fan_out,
     log_failures_to,
 )
-
-
-class NeedsArgumentsError(Exception):
-    """Cannot be loaded: pickle calls a class with ``args``, and those are not what it takes."""
-
-    def __init__(self, first, second):
-        super().__init__(f"{first} and {second}")
-
-
-class HoldsALockError(Exception):
-    """Cannot be pickled."""
-
-    def __init__(self, text):
-        super().__init__(text)
-        self.lock = threading.Lock()
-
-
-class CannotBeLoaded:
-    """Can be pickled, cannot be loaded."""
-
-    def __reduce__(self):
-        return int, ("not a number",)
+from cgexec.testing.misbehaviour import CannotBeLoaded, HoldsALockError, NeedsArgumentsError
 
 
 def request(number: int, actions: dict[int, tuple[Any, ...]] | None = None) -> tuple[Any, ...]:

@@ -172,8 +172,9 @@ class InProcessEngine:
                 raise EngineBrokenError(RayChannelError("a host has left the graph"))
             self._num_sent += 1
             self._runs.append(run)
-        for index, step in enumerate(self.plan.steps):
-            self._processes[step.origin.host_id].post([_StepJob(self, run, index)])
+            # All at once: a teardown that took back only some of them would leave the others in front of what follows.
+            for index, step in enumerate(self.plan.steps):
+                self.process(step).post(_StepJob(self, run, index))
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Fill the places of the outputs that have come."""

@@ -15,7 +15,7 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -62,17 +62,19 @@ class LocalProcess:
         self._serving = False
         self._unsent: list[Callable[[], None]] = []
 
-    def post(self, jobs: Iterable[Job]) -> None:
-        """Have jobs done, in order. What is dead does nothing."""
+    def post(self, job: Job) -> None:
+        """Have a job done, behind those that were posted before. What is dead does nothing."""
         with world:
             if self.death is None:
-                self._mailbox.extend(jobs)
+                self._mailbox.append(job)
                 self._serve_locked()
+                world.notify_all()  # a job may be ready by now, and its thread still wait for one that was withdrawn
 
     def withdraw(self, unwanted: Callable[[Job], bool]) -> None:
         """Take jobs back that have not been begun."""
         with world:
             self._mailbox = deque(job for job in self._mailbox if not unwanted(job))
+            world.notify_all()
 
     def die(self, error: Exception | None = None) -> None:
         """End it; idempotent."""
@@ -232,7 +234,7 @@ class LocalMethod:
         """Call the method, in its turn, and return the future of its result."""
         call = _Call(lambda: getattr(self._actor._process.instance, self._name)(*args, **kwargs))
         process = self._actor._process
-        process.post([call])
+        process.post(call)
         if process.death is not None:
             call.future.set_exception(process.death)
         while process.inline and not call.future.done() and process.do_next():

@@ -14,10 +14,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
@@ -29,9 +29,10 @@ from cgexec.execution import Execution
 from cgexec.executor import GraphExecutor
 from cgexec.lifecycle import GraphState
 from cgexec.status import JobFailed, JobStatus, JobSucceeded
+from cgexec.testing.leftovers import is_running, left_open
 from cgexec.testing.misbehaviour import MISBEHAVIOURS
 from cgexec.testing.processes import kill, kill_process, pid_of, resume, stop
-from cgexec.testing.recorder import SHAPES, Message, MixedUpError, Recorder, Shape
+from cgexec.testing.recorder import SHAPES, Message, MixedUpError, Recorder, Shape, each_message
 
 _NUM_CALLERS = 3
 _FAULTS_PER_GRAPH = 10
@@ -55,9 +56,19 @@ class ChaosReport:
     leaked: list[str] = field(default_factory=list)
 
     @property
+    def problems(self) -> dict[str, list[str]]:
+        """What was wrong, lost, late or left, by what it is called."""
+        return {
+            "wrong answers": self.wrong_answers,
+            "lost executions": self.lost_executions,
+            "hangs": self.hangs,
+            "leaked things": self.leaked,
+        }
+
+    @property
     def passed(self) -> bool:
-        """Whether nothing was wrong, lost, late or left."""
-        return not (self.wrong_answers or self.lost_executions or self.hangs or self.leaked)
+        """Whether there was none of that."""
+        return not any(self.problems.values())
 
     def recovery_s(self, percent: int) -> float:
         """Return a percentile of the times to recover, in seconds; 0 if there was no fault."""
@@ -227,13 +238,14 @@ class _Round:
     def _judge(self, status: JobStatus, message: Message) -> None:
         pending = status.info.state == "pending"
         self._chaos.count("pending" if pending else type(status).__name__)
-        if isinstance(status, JobSucceeded) and _relabelled(status.result, message) != self._right(message):
+        if isinstance(status, JobSucceeded) and not self._is_right(message, status.result):
             self._chaos.report.wrong_answers.append(f"{message} was answered {status.result}")
         if isinstance(status, JobFailed) and isinstance(getattr(status.error, "cause", None), MixedUpError):
             self._chaos.report.wrong_answers.append(f"{message}: {status.error}")
 
-    def _right(self, message: Message) -> Any:
-        return _renumbered(self._template, message.number)
+    def _is_right(self, message: Message, result: Any) -> bool:
+        right = each_message(self._template, lambda each: replace(each, number=message.number))
+        return bool(each_message(result, partial(_relabelled, message)) == right)
 
     # -- faults --------------------------------------------------------------------------------------------------------
 
@@ -310,46 +322,21 @@ class _Round:
         raise GraphSpecError(f"the graph did not recover from {kind!r}: {self._graph}, {self._graph.failure}")
 
     def _check_what_was_given(self) -> None:
-        """Look through what every method was given: nothing but what was submitted, each method's in order."""
+        """Look through what every method was given: nothing but what was submitted."""
         for actor in self._graph.actors:
             with suppress(RayError):
                 given = ray.get(actor.what_was_given.remote(), timeout=_SETTLES_S)
-                for method in ("work", "join"):
-                    numbers = [number for name, number in given if name == method]
-                    if not set(numbers) <= self._submitted:
-                        self._chaos.report.wrong_answers.append(f"{actor} was given {given}")
+                if not {number for _, number in given} <= self._submitted:
+                    self._chaos.report.wrong_answers.append(f"{actor} was given {given}")
 
 
-def _renumbered(result: Any, number: int) -> Any:
-    """Return an answer as it is for the execution of another number."""
-    if isinstance(result, list):
-        return [_renumbered(each, number) for each in result]
-    return replace(result, number=number)
-
-
-def _relabelled(result: Any, message: Message) -> Any:
-    """Return an answer without the orders that it carries; as it is if it carries others than were given."""
-    if isinstance(result, list):
-        return [_relabelled(each, message) for each in result]
+def _relabelled(message: Message, result: Any) -> Any:
+    """Return a message of an answer without its orders; as it is if they are others than were given."""
     same = isinstance(result, Message) and result.orders == message.orders
     return replace(result, orders={}) if same else result
 
 
-def _left_over(pids: Any) -> list[str]:
+def _left_over(pids: Collection[int]) -> list[str]:
     """Return what graphs and their hosts have left behind: threads, processes, sockets and shared memory."""
-    found = [f"thread {each.name}" for each in threading.enumerate() if each.name.startswith("cgexec-")]
-    found += [f"process {pid}" for pid in pids if _is_running(pid)]
-    named = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if "@cgexec-" in line}
-    for descriptor in Path(f"/proc/{os.getpid()}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            target = str(descriptor.readlink())
-            if target.removeprefix("socket:[").rstrip("]") in named or target.startswith("/memfd:cgexec"):
-                found.append(f"descriptor {target}")
-    return found
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    threads = [f"thread {each.name}" for each in threading.enumerate() if each.name.startswith("cgexec-")]
+    return threads + [f"process {pid}" for pid in pids if is_running(pid)] + left_open([os.getpid()])

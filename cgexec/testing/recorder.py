@@ -32,6 +32,11 @@ class Message:
     path: tuple[Any, ...] = ()
 
 
+def each_message(answer: Any, change: Callable[[Any], Any]) -> Any:
+    """Return an answer with ``change`` made to each of its messages: it is one, or a list of them."""
+    return [change(message) for message in answer] if isinstance(answer, list) else change(answer)
+
+
 class MixedUpError(AssertionError):
     """A method was given arguments of different executions."""
 

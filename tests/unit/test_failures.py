@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import sys
-import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from cgexec.engine.failures import (
 )
 from cgexec.engine.frames import Kind
 from cgexec.engine.protocol import OutputPort
+from cgexec.testing.misbehaviour import HoldsALockError, NeedsArgumentsError
 
 ORIGIN = OutputPort(2, "step")
 
@@ -53,21 +53,6 @@ def crossed(error: Exception, transfer: str = "") -> Exception:
 
 class PlainError(Exception):
     pass
-
-
-class NeedsArgumentsError(Exception):
-    """Cannot be loaded."""
-
-    def __init__(self, first: str, second: str) -> None:
-        super().__init__(f"{first} and {second}")
-
-
-class HoldsALockError(Exception):
-    """Cannot be pickled."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.lock = threading.Lock()
 
 
 class MuteError(Exception):

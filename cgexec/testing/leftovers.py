@@ -1,0 +1,37 @@
+"""What a graph may have left behind on this machine: processes, sockets, shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process exists and has not ended."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def left_open(pids: Iterable[int]) -> list[str]:
+    """Return what processes hold of graphs: sockets (those accepted have their listener's name) and shared memory."""
+    named = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if "@cgexec-" in line}
+    held = []
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it is just ending
+            held += [f"process {pid}: {target}" for target in _open_in(pid) if _is_of_a_graph(target, named)]
+    return held
+
+
+def _open_in(pid: int) -> list[str]:
+    targets = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            targets.append(str(descriptor.readlink()))
+    return targets
+
+
+def _is_of_a_graph(target: str, named: set[str]) -> bool:
+    return target.startswith("/memfd:cgexec") or target.removeprefix("socket:[").rstrip("]") in named

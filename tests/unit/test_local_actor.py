@@ -1,0 +1,59 @@
+"""What a local actor does with its jobs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from conftest import eventually
+
+from cgexec.engine.local_actor import LocalActor, process_of
+
+LONG_S = 30.0
+
+
+class Job:
+    """Is ready when it is told, and notes that it was done."""
+
+    def __init__(self, *, ready: bool) -> None:
+        self.ready = ready
+        self.done = threading.Event()
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+    def run(self) -> bool:
+        self.done.set()
+        return True
+
+
+def test_a_job_that_is_ready_is_done_though_its_thread_waited_for_one_that_was_withdrawn() -> None:
+    process = process_of(LocalActor(object))
+    never, now = Job(ready=False), Job(ready=True)
+    process.post(never)
+    assert eventually(lambda: any(thread.name == "local-actor" for thread in threading.enumerate()))
+    process.withdraw(lambda job: job is never)
+    process.post(now)
+    assert now.done.wait(LONG_S)
+    assert not never.done.is_set()
+
+
+def test_jobs_are_done_in_order_and_the_thread_ends_with_them() -> None:
+    order: list[int] = []
+
+    class Noting(Job):
+        def __init__(self, number: int) -> None:
+            super().__init__(ready=True)
+            self.number = number
+
+        def run(self) -> bool:
+            order.append(self.number)
+            return super().run()
+
+    jobs: list[Any] = [Noting(number) for number in range(20)]
+    process = process_of(LocalActor(object))
+    for job in jobs:
+        process.post(job)
+    assert jobs[-1].done.wait(LONG_S)
+    assert order == list(range(20))
+    assert eventually(lambda: not process._serving)

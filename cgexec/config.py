@@ -92,7 +92,11 @@ class RebuildPolicy:
             raises fails the graph, unless a further host died meanwhile: then the rebuild starts over.
         hook_timeout_s: how long ``replace`` or ``on_rebuild`` may take before the graph fails.
         probe_timeout_s: a host that does not answer an ordinary call within this time, after the graph broke, is lost.
-            An actor that is busy with an ordinary call does not answer: choose it longer than those take.
+            An actor that is busy with an ordinary call does not answer: choose it longer than those take. After a wait
+            that ran out the hosts are asked in another way, which a busy one answers at once, and one that gives no
+            sign of life within this time is lost: it is stopped, or cut off, or holds on to Python's interpreter lock.
+        stuck_after_s: a host one of whose methods has not returned for this long is given up: it is killed, whoever
+            spawned it, and lost. None, the default: a method may take as long as it will.
         backoff_s: the pause before the second build of one rebuild; it doubles with each further one, to 5 seconds.
     """
 
@@ -102,6 +106,7 @@ class RebuildPolicy:
     on_rebuild: Callable[[int, Sequence[HostInfo], Sequence[Any]], object] | None = None
     hook_timeout_s: float = 60.0
     probe_timeout_s: float = 5.0
+    stuck_after_s: float | None = None
     backoff_s: float = 0.1
 
     def __post_init__(self) -> None:
@@ -110,6 +115,8 @@ class RebuildPolicy:
             check_limit("max_rebuilds", self.max_rebuilds, FROM_POLICY)
         check_duration("hook_timeout_s", self.hook_timeout_s, FROM_POLICY)
         check_duration("probe_timeout_s", self.probe_timeout_s, FROM_POLICY)
+        if self.stuck_after_s is not None:
+            check_duration("stuck_after_s", self.stuck_after_s, FROM_POLICY)
         check_pause("backoff_s", self.backoff_s, FROM_POLICY)
         for name in ("replace", "on_rebuild"):
             hook = getattr(self, name)

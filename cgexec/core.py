@@ -40,7 +40,7 @@ from cgexec.outcomes import (
 )
 from cgexec.reading import LONGEST_WAIT_S, Reader, condemn
 from cgexec.settings import FROM_CALL, Settings, check_wait
-from cgexec.status import JobFailed, JobStatus
+from cgexec.status import JobError, JobFailed, JobStatus
 from cgexec.topology import HostInfo, LostHost
 
 
@@ -48,12 +48,19 @@ class GraphCore:
     """The executions of one graph, over all its generations. Every method may be called from any thread."""
 
     def __init__(
-        self, name: str, kind: str, settings: Settings, fail_fast: bool, on_break: Callable[[Engine, Exception], None]
+        self,
+        name: str,
+        kind: str,
+        settings: Settings,
+        fail_fast: bool,
+        on_break: Callable[[Engine, Exception], None],
+        on_wait_ran_out: Callable[[Engine], None],
     ) -> None:
         self.name = name
         self.kind = kind
         self.settings = settings
         self._on_break = on_break
+        self._on_wait_ran_out = on_wait_ran_out
         self._changed = threading.Condition(threading.Lock())
         self._reader = Reader(self._changed, fail_fast, self._settle_locked, on_break)
         self._writing = threading.Lock()
@@ -101,6 +108,7 @@ class GraphCore:
         deadline = Deadline.after(self.settings.submit_timeout_s.value)
         if not self._writing.acquire(timeout=deadline.slice_s(threading.TIMEOUT_MAX)):
             self._settle(execution, Verdict.ERROR, self._no_room())
+            self._say_that_a_wait_ran_out()
             return execution
         try:
             while execution.final is None and execution.attempts == 0:
@@ -109,6 +117,8 @@ class GraphCore:
                     self._send(engine, execution, args, kwargs, deadline)
         finally:
             self._writing.release()
+        if isinstance(execution.final, JobError):
+            self._say_that_a_wait_ran_out()
         return execution
 
     def _no_room(self) -> Exception:
@@ -211,7 +221,12 @@ class GraphCore:
         started = time.monotonic()
         with self._changed:
             self._reader.until(lambda: execution.final is not None, deadline)
-            return execution.final or self._ran_out_locked(execution, time.monotonic() - started)
+            status = execution.final
+            if status is not None:
+                return status
+            status = self._ran_out_locked(execution, time.monotonic() - started)
+        self._say_that_a_wait_ran_out()
+        return status
 
     def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
         """See ``Execution.outputs``."""
@@ -221,13 +236,16 @@ class GraphCore:
             missing = (execution.loss or execution.final) if arrived else None
             if missing is None:
                 missing = self._ran_out_locked(execution, time.monotonic() - started)
-            if execution.spec is None:
-                return [missing]
-            info = execution.draft_info()
-            return [
-                status_of_output(info, execution.spec, place, output, missing, execution.hosts)
-                for place, output in enumerate(execution.received)
-            ]
+            statuses = [missing]
+            if execution.spec is not None:
+                info = execution.draft_info()
+                statuses = [
+                    status_of_output(info, execution.spec, place, output, missing, execution.hosts)
+                    for place, output in enumerate(execution.received)
+                ]
+        if not arrived:
+            self._say_that_a_wait_ran_out()
+        return statuses
 
     def look(self, execution: Execution) -> bool:
         """See ``Execution.done``."""
@@ -239,6 +257,11 @@ class GraphCore:
         down = (GraphState.BROKEN, GraphState.REBUILDING)
         with self._changed:
             self._changed.wait_for(lambda: self._lifecycle.state not in down, deadline.wait_s())
+
+    def _say_that_a_wait_ran_out(self) -> None:
+        engine = self._reader.engine
+        if engine is not None:
+            self._on_wait_ran_out(engine)
 
     def _ran_out_locked(self, execution: Execution, waited_s: float) -> JobStatus:
         self._lifecycle.apply(GraphEvent.WAIT_RAN_OUT, time.monotonic(), f"execution {execution.number}")
@@ -296,6 +319,7 @@ class GraphCore:
         False if it had been taken away before. Whoever takes an engine away tears it down.
         """
         with self._changed:
+            engine.broken = True  # nobody begins to read on it any more
             # A reader that is on its way out may be carrying an output that completes an execution.
             self._changed.wait_for(lambda: not self._reader.reading, 10 * LONGEST_WAIT_S)
             if self._reader.engine is not engine:

@@ -94,7 +94,9 @@ class GraphExecutor:
         )
         self._backend = backend_for(config.engine, recipe, group.actors)
         self._supervisor = Supervisor(name, self._backend, policy, self._settings.teardown_timeout_s.value)
-        self._core = GraphCore(name, kind, self._settings, config.fail_fast, self._supervisor.broke)
+        self._core = GraphCore(
+            name, kind, self._settings, config.fail_fast, self._supervisor.broke, self._supervisor.wait_ran_out
+        )
         members = [Member(info, actor) for info, actor in zip(group.infos, group.actors, strict=True)]
         try:
             self._supervisor.start(self._core, members)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from ray.exceptions import RayChannelError
@@ -35,6 +36,7 @@ from cgexec.hosts import check_actors
 from cgexec.lifecycle import GraphEvent, GraphState
 from cgexec.recovery import GiveUp, backoff_delay_s, plan_rebuild
 from cgexec.topology import LostHost
+from cgexec.watch import Watch
 
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +48,12 @@ _CULPRIT_TIMEOUT_S = 1.0  # a dead actor's loop is reported within 90 ms of its 
 class _Broke:
     engine: Engine
     seen: Exception
+
+
+@dataclass(frozen=True)
+class _GivenUp:
+    engine: Engine
+    why: Break
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,8 @@ class Supervisor:
         self._name = name
         self._backend = backend
         self._policy = policy
-        self._events: queue.SimpleQueue[_Broke | _Requested | _Stop] = queue.SimpleQueue()
+        self._watch = Watch(name, policy, lambda engine, why: self._events.put(_GivenUp(engine, why)))
+        self._events: queue.SimpleQueue[_Broke | _GivenUp | _Requested | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{name}", daemon=True)
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -79,6 +88,10 @@ class Supervisor:
     def broke(self, engine: Engine, seen: Exception) -> None:
         """Say that ``engine`` has broken. Never blocks: Ray calls this on a thread of its own."""
         self._events.put(_Broke(engine, seen))
+
+    def wait_ran_out(self, engine: Engine) -> None:
+        """Say that ``engine`` has kept somebody waiting for longer than they would. Does not block."""
+        self._watch.wait_ran_out(engine)
 
     def start(self, core: GraphCore, members: Sequence[Member]) -> None:
         """Build the first generation, on this thread, and go on watching over it.
@@ -102,6 +115,7 @@ class Supervisor:
     def stop(self, timeout_s: float) -> None:
         """Stop after the step under way; returns when the thread has ended, or after ``timeout_s``."""
         self._stopping.set()
+        self._watch.end()
         self._events.put(_Stop())
         leaving = self._leaving
         if leaving is not None:
@@ -124,6 +138,8 @@ class Supervisor:
                 match event:
                     case _Broke(engine, seen) if core.current_engine() is engine:
                         self._handle_break(core, engine, seen)
+                    case _GivenUp(engine, why) if not engine.session_over:
+                        self._break_off(core, engine, why, given_up=dict(why.errors))
                     case _Requested(done):
                         self._handle_request(core, done)
             except BaseException as error:
@@ -150,9 +166,16 @@ class Supervisor:
         if engine.session_over:
             self._end_with_ray(core, engine)
             return
-        why = engine.why_broken(seen, _CULPRIT_TIMEOUT_S)
+        self._break_off(core, engine, engine.why_broken(seen, _CULPRIT_TIMEOUT_S))
+
+    def _break_off(
+        self, core: GraphCore, engine: Engine, why: Break, given_up: Mapping[int, Exception] = MappingProxyType({})
+    ) -> None:
+        """End a generation that has broken, or whose hosts were ``given_up``, and go on with the next one."""
+        self._watch.rest()
         if not core.break_off(engine, why):
             return
+        engine.kill(given_up.keys())
         hosts = ", ".join(f"host {host_id}" for host_id, _ in why.errors) or "no host in particular"
         _logger.warning(
             "graph %r, generation %d, broke at %s: %s",
@@ -162,7 +185,7 @@ class Supervisor:
             type(why.error).__name__,
         )
         if core.happened(GraphEvent.REBUILD, "after a system error"):
-            self._rebuild(core, engine, why)
+            self._rebuild(core, engine, why, given_up)
         else:
             engine.tear_down(self._teardown_timeout_s)
 
@@ -177,6 +200,7 @@ class Supervisor:
             engine = core.current_engine()
             if engine is not None:
                 core.drain(Deadline.after(self._teardown_timeout_s))
+                self._watch.rest()
                 why = Break(
                     (), CgexecError("the graph was rebuilt on request while this was in flight; it may have run")
                 )
@@ -189,12 +213,14 @@ class Supervisor:
         else:
             done.set_exception(core.failure or GraphFailedError(f"graph {core.name!r} has failed"))
 
-    def _rebuild(self, core: GraphCore, old: Engine, why: Break) -> None:
+    def _rebuild(
+        self, core: GraphCore, old: Engine, why: Break, given_up: Mapping[int, Exception] = MappingProxyType({})
+    ) -> None:
         started = time.monotonic()
         members = list(core.members)
         losses: dict[int, Exception] = dict(why.errors)
         self._leaving = old
-        stuck = old.tear_down(self._teardown_timeout_s)
+        stuck = {**old.tear_down(self._teardown_timeout_s), **given_up}
         self._leaving = None
         if old.session_over:
             core.fail(_ended_with_ray(), ())
@@ -243,6 +269,7 @@ class Supervisor:
             for member in members
         ]
         if core.open(engine, located):
+            self._watch.begin(engine)
             return True
         engine.tear_down(self._teardown_timeout_s)
         return False

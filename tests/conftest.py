@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 import ray
-from workers import Worker
+from workers import Stage, Worker, loops, start_over
 
 from cgexec import GraphConfig
 from cgexec.config import Transport
@@ -73,31 +73,70 @@ def small(request: pytest.FixtureRequest) -> GraphConfig:
     return GraphConfig(buffer_size_bytes=10_000, max_inflight=4, transport=request.param)
 
 
-class Spawner:
-    """Starts actors for one test and remembers them."""
+REUSED = (Worker, Stage)  # starting an actor takes longer than most tests
+MOST_SPARE = 8
 
-    def __init__(self) -> None:
+
+class Spawner:
+    """Starts actors for one test and remembers them. Those of ``spares`` have survived earlier tests."""
+
+    def __init__(self, spares: dict[Any, list[Any]]) -> None:
         self.actors: list[Any] = []
+        self._spares = spares
+        self._kinds: dict[Any, Any] = {}
 
     def __call__(self, num: int, worker: Any = Worker, **options: Any) -> list[Any]:
         """Start ``num`` workers labelled 0, 1, 2, ..., and return when they run."""
-        actors = [ray.remote(worker).options(num_cpus=0, **options).remote(label) for label in range(num)]
+        actors = []
+        for label in range(num):
+            spares = [] if options else self._spares.get(worker, [])
+            if spares:
+                actors.append(spares.pop())
+                ray.get(actors[-1].__ray_call__.remote(start_over, label))
+            else:
+                actors.append(ray.remote(worker).options(num_cpus=0, **options).remote(label))
+            if worker in REUSED and not options:
+                self._kinds[actors[-1]] = worker
         self.actors += actors
         ray.get([actor.__ray_ready__.remote() for actor in actors])
         return actors
 
+    def give_back(self) -> None:
+        """Keep the actors that can serve in another test."""
+        for actor, kind in self._kinds.items():
+            spares = self._spares.setdefault(kind, [])
+            if len(spares) < MOST_SPARE and is_idle(actor):
+                spares.append(actor)
+                self.actors.remove(actor)
+
+
+def is_idle(actor: Any) -> bool:
+    """Return whether an actor is alive, does nothing, and is in no graph."""
+    try:
+        return not ray.get(actor.__ray_call__.remote(loops), timeout=1)
+    except ray.exceptions.RayError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def spares(local_ray: None) -> dict[Any, list[Any]]:
+    """The actors that go from one test to the next."""
+    return {}
+
 
 @pytest.fixture
-def spawn(local_ray: None) -> Iterator[Spawner]:
+def spawn(spares: dict[Any, list[Any]]) -> Iterator[Spawner]:
     """Start actors; fails the test if, when it ends, threads or actors of a graph are left, or processes at last."""
     before = live_actors()
-    spawner = Spawner()
+    spawner = Spawner(spares)
     yield spawner
     own = {actor._actor_id.hex() for actor in spawner.actors}
     assert eventually(lambda: not our_threads(), CLEAN_UP_S), f"threads were left: {our_threads()}"
     assert eventually(lambda: live_actors().keys() <= before.keys() | own, CLEAN_UP_S), (
         f"actors were left: {live_actors().keys() - before.keys() - own}"
     )
+    spawner.give_back()
+    own = {actor._actor_id.hex() for actor in spawner.actors}
     processes = [pid for actor_id, pid in live_actors().items() if actor_id in own]
     for actor in spawner.actors:
         ray.kill(actor)

@@ -17,7 +17,7 @@ import pytest
 import ray
 from conftest import cpu_seconds, eventually, is_running
 from ray import cloudpickle
-from workers import Stage, Worker, request
+from workers import Stage, Worker, loops, request
 
 from cgexec import GraphConfig, GraphExecutor, JobSucceeded, chain, fan_out
 
@@ -207,13 +207,6 @@ def test_a_driver_that_is_killed_leaves_no_host_looping_or_leased(small, spawn, 
         for actor in actors:
             ray.kill(actor)
     assert eventually(lambda: not any(map(is_running, pids)))
-
-
-def loops(_instance):
-    """Return whether a graph's loop runs in the actor. In the actor."""
-    from cgexec.engine.preparation import graphs_running
-
-    return bool(graphs_running())
 
 
 class Parent(Worker):

@@ -286,5 +286,18 @@ class Driver:
             return refused, [graph.execute(request(number)).result for number in range(5)]
 
 
+def start_over(instance: Any, label: int) -> None:
+    """Make an actor's instance as good as new. In the actor."""
+    vars(instance).clear()
+    instance.__init__(label)
+
+
+def loops(_instance: Any) -> bool:
+    """Return whether a graph's loop runs in the actor. In the actor."""
+    from cgexec.engine.preparation import graphs_running
+
+    return bool(graphs_running())
+
+
 # By value: Ray's workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -24,7 +24,16 @@ from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.leasing import leased_actors
 from cgexec.engine.plan import FromInput, FromStep, Plan, Source, local_readers, plan_of, remote_parts
-from cgexec.engine.preparation import ActorReport, call_all, call_out, probe, release, unreachable_host
+from cgexec.engine.preparation import (
+    ActorReport,
+    call_all,
+    call_out,
+    probe,
+    pulses_by_host,
+    release,
+    unavailable,
+    unreachable_host,
+)
 from cgexec.engine.protocol import (
     Break,
     Engine,
@@ -34,6 +43,7 @@ from cgexec.engine.protocol import (
     Member,
     Output,
     OutputError,
+    Pulse,
     losses_among,
 )
 from cgexec.engine.recipe import GraphRecipe
@@ -76,7 +86,9 @@ class _ActorsPart:
 def take_plan(_instance: Any, key: GraphKey, plan: Plan) -> None:
     """Keep the plan for the calls to come. *In the actor.*"""
     hub = find_hub(key)
-    hub.shared(_PLAN, lambda: _ActorsPart(plan))
+    part: _ActorsPart = hub.shared(_PLAN, lambda: _ActorsPart(plan))
+    for step in part.steps:
+        hub.task_started(step)
     hub.stop_listening()  # nobody connects here
 
 
@@ -272,6 +284,20 @@ class ActorCallsEngine:
                 self._end(host_id, error)
         with self._state:
             return Break(tuple(self._ended.items()), seen)
+
+    def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
+        """Ask over the control connections; a host that has none cannot be asked."""
+        return pulses_by_host(self._members, self._hub.controls.ask(timeout_s))
+
+    def unavailable(self, host_id: int, why: str) -> Exception:
+        """Say it as Ray does of an actor that cannot be reached."""
+        return unavailable(self._members, host_id, why)
+
+    def kill(self, host_ids: Collection[int]) -> None:
+        """Kill the actors of these hosts."""
+        for member in self._members:
+            if member.info.host_id in host_ids:
+                ray.kill(member.actor)
 
     def hurry(self, timeout_s: float) -> None:
         """Shorten a teardown."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, cast
@@ -46,7 +46,15 @@ from cgexec.engine.driver_ends import (
 )
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
-from cgexec.engine.preparation import ActorReport, await_loops, call_out, release, unreachable_host
+from cgexec.engine.preparation import (
+    ActorReport,
+    await_loops,
+    call_out,
+    pulses_by_host,
+    release,
+    unavailable,
+    unreachable_host,
+)
 from cgexec.engine.protocol import (
     Break,
     Engine,
@@ -56,6 +64,7 @@ from cgexec.engine.protocol import (
     Output,
     OutputError,
     OutputPort,
+    Pulse,
     SendTimeoutError,
 )
 from cgexec.engine.steps import Taken
@@ -283,6 +292,20 @@ class CompiledEngine:
             return self._tear_down_once(timeout_s)
         finally:
             self._departure.end()
+
+    def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
+        """Ask over the control connections; a host that has none cannot be asked."""
+        return pulses_by_host(self._members, self._hub.controls.ask(timeout_s))
+
+    def unavailable(self, host_id: int, why: str) -> Exception:
+        """Say it as Ray does of an actor that cannot be reached."""
+        return unavailable(self._members, host_id, why)
+
+    def kill(self, host_ids: Collection[int]) -> None:
+        """Kill the actors of these hosts."""
+        for member in self._members:
+            if member.info.host_id in host_ids:
+                ray.kill(member.actor)
 
     def hurry(self, timeout_s: float) -> None:
         """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""

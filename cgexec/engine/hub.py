@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import selectors
 import socket
 import threading
@@ -28,9 +27,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgexec.deadline import Deadline
+from cgexec.engine.control import ControlEndedError, Controls
 from cgexec.engine.handshake import Address, Role, connect
+from cgexec.engine.protocol import Pulse
 from cgexec.engine.reception import Reception
 from cgexec.engine.segments import SegmentPool
+from cgexec.engine.steps import Step
 from cgexec.engine.wire import Wire
 
 _logger = logging.getLogger(__name__)
@@ -88,7 +90,8 @@ class Hub:
         self._shared: dict[bytes, Any] = {}
         self._closers: list[Callable[[], None]] = []
         self._wires: list[Wire] = []
-        self._controls: dict[str, Wire] = {}
+        self._steps: list[Step] = []
+        self.controls = Controls(self._pulse)
         self._tasks_started = 0
         # For the hub's thread:
         self._errands: deque[Callable[[], None]] = deque()
@@ -140,7 +143,7 @@ class Hub:
         wire = self._connect(address, Role.CONTROL, bytes.fromhex(self.identity), deadline)
         with self._lock:
             self._check_open_locked(wire)
-            self._controls[DRIVER] = wire
+            self.controls.add(DRIVER, wire)
         self._ask(lambda: self._watch_control(DRIVER, wire))
 
     def tell_losses(self, on_loss: Callable[[str], None]) -> None:
@@ -154,11 +157,11 @@ class Hub:
 
     def is_abandoned(self) -> bool:
         """Return whether it has ended, or the other end of a control connection has, noticed here or not."""
-        with self._lock:
-            poller = select.poll()
-            for wire in self._controls.values():
-                poller.register(wire, select.POLLIN)  # it carries nothing: what there is to read is its end
-            return self._closed or bool(poller.poll(0))
+        return self._closed or self.controls.has_lost()
+
+    def _pulse(self) -> Pulse:
+        """Return what this process is doing for the graph."""
+        return max((step.pulse() for step in self._steps), key=lambda pulse: pulse.for_s, default=Pulse())
 
     def _connect(self, address: Address, role: Role, name: bytes, deadline: Deadline) -> Wire:
         if self._closed:
@@ -194,9 +197,11 @@ class Hub:
             self._check_open_locked()
             self._closers.append(closer)
 
-    def task_started(self) -> None:
-        """Note that one more task of the actor's loop has opened its channels."""
+    def task_started(self, step: Step | None = None) -> None:
+        """Note that one more task of the actor's loop has opened its channels, and what it runs, if that is ours."""
         with self._lock:
+            if step is not None:
+                self._steps.append(step)
             self._tasks_started += 1
             self._lock.notify_all()
 
@@ -233,12 +238,12 @@ class Hub:
                 return
             self._closed = True
             closers, self._closers = self._closers, []
-            wires = [*self._wires, *self._controls.values()]
+            wires = [*self._wires, *self.controls.close()]
             wires += [inlet.wire for inlet in self._inlets.values() if inlet.wire is not None]
             for inlet in self._inlets.values():
                 inlet.connected.set()
             # A wire is closed when nobody holds it any more; those that wait on one do.
-            self._wires, self._controls, self._inlets, self._shared = [], {}, {}, {}
+            self._wires, self._inlets, self._shared = [], {}, {}
             self._on_loss, self.pool = None, SegmentPool(0)
             self._lock.notify_all()
         with _registry_lock:
@@ -263,7 +268,7 @@ class Hub:
         for inlet in self._inlets.values():
             if inlet.wire is not None:
                 inlet.wire.sock.close()
-        for wire in [*self._wires, *self._controls.values()]:
+        for wire in [*self._wires, *self.controls.wires()]:
             wire.sock.close()
         self._reception.close_in_child()
         self._closed = True
@@ -319,7 +324,7 @@ class Hub:
                 inlet.connected.set()
                 self._lock.notify_all()
                 return
-            self._controls[name.hex()] = wire
+            self.controls.add(name.hex(), wire)
         self._watch_control(name.hex(), wire)
 
     def _inlet_locked(self, channel_id: bytes) -> Inlet:
@@ -331,8 +336,14 @@ class Hub:
         return inlet
 
     def _watch_control(self, identity: str, wire: Wire) -> None:
-        def ended(_sock: Any) -> None:
-            self._selector.unregister(wire.sock)
+        def readable(sock: Any) -> None:
+            try:
+                self.controls.hear(identity)
+            except ControlEndedError:
+                self._selector.unregister(sock)
+                ended()
+
+        def ended() -> None:
             with self._lock:
                 if self._closed:
                     return
@@ -343,7 +354,7 @@ class Hub:
             if on_loss is not None:
                 on_loss(identity)
 
-        self._selector.register(wire.sock, selectors.EVENT_READ, ended)
+        self._selector.register(wire.sock, selectors.EVENT_READ, readable)
 
     def _watch_backlog(self, wire: Wire) -> None:
         """Send on what a wire's writer could not send, whenever the socket takes more."""

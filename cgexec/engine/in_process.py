@@ -6,12 +6,13 @@ sent. What is simulated are the processes (``local_actor``), and what goes wrong
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ray.exceptions import GetTimeoutError, RayChannelError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayChannelError, RayTaskError
 
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
@@ -31,6 +32,7 @@ from cgexec.engine.protocol import (
     Member,
     Output,
     OutputError,
+    Pulse,
     losses_among,
 )
 from cgexec.engine.recipe import GraphRecipe
@@ -235,6 +237,29 @@ class InProcessEngine:
         with world:
             return Break(tuple(self._ended.items()), seen)
 
+    def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
+        """Return what each host is doing; None for one that stays stopped."""
+        with world:
+            world.wait_for(
+                lambda: self._departure.begun or not any(process.stopped for process in self._processes.values()),
+                timeout_s,
+            )
+            return {host_id: self._pulse(process) for host_id, process in self._processes.items()}
+
+    def _pulse(self, process: LocalProcess) -> Pulse | None:
+        if process.stopped:
+            return None
+        return process.at_work.pulse() if isinstance(process.at_work, _StepJob) else Pulse()
+
+    def unavailable(self, host_id: int, why: str) -> Exception:
+        """Say it as Ray does of an actor that cannot be reached."""
+        return ActorUnavailableError(why, bytes.fromhex(self.incarnations[host_id]))
+
+    def kill(self, host_ids: Collection[int]) -> None:
+        """Let these hosts die."""
+        for host_id in host_ids:
+            self._processes[host_id].die()
+
     def hurry(self, timeout_s: float) -> None:
         """Shorten a teardown."""
         self._departure.hurry(timeout_s)
@@ -287,11 +312,18 @@ class _StepJob:
         self._run = run
         self._index = index
         self._planned = engine.plan.steps[index]
+        self._begun_at: float | None = None
+
+    def pulse(self) -> Pulse:
+        """Return how long this has been going on, once it has begun."""
+        begun_at = self._begun_at
+        return Pulse() if begun_at is None else Pulse(self._planned.origin.method, time.monotonic() - begun_at)
 
     def is_ready(self) -> bool:
         return all(isinstance(each, FromInput) or self._run.results[each.step] for each in self._planned.sources)
 
     def run(self) -> bool:
+        self._begun_at = time.monotonic()
         engine, process, step = self.engine, self.engine.process(self._planned), self.engine.steps[self._index]
         host_id = step.origin.host_id
         taken = [engine.take(self._run, source, host_id) for source in self._planned.sources]

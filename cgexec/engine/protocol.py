@@ -6,7 +6,7 @@ why; it can be torn down within a bound. It knows nothing of statuses, retries o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,14 @@ class HostReport:
 
     node_id: str
     incarnation: str
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A host's sign of life, however busy it is: which of its methods it is in, None for none, and for how long."""
+
+    method: str | None = None
+    for_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -183,8 +191,21 @@ class Engine(Protocol):
     def why_broken(self, seen: Exception, timeout_s: float) -> Break:
         """Wait for a host to account for the break, and return what is known. ``seen`` is what the driver saw."""
 
+    def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
+        """Ask every host for a sign of life, which a host gives however busy it is.
+
+        None for a host that has not given one within ``timeout_s``; one that cannot be asked is missing. Returns early
+        once the generation has ended.
+        """
+
     def hurry(self, timeout_s: float) -> None:
         """Shorten a teardown that is under way, or yet to come, to ``timeout_s`` from now."""
+
+    def unavailable(self, host_id: int, why: str) -> Exception:
+        """Return the error that says of a host that it is not to be had, and why."""
+
+    def kill(self, host_ids: Collection[int]) -> None:
+        """Kill hosts that are given up, so that a teardown need not wait for them."""
 
     def tear_down(self, timeout_s: float) -> dict[int, Exception]:
         """End the generation; idempotent. Returns the hosts that did not leave in time, killed, and why.

@@ -10,6 +10,7 @@ The same for every engine: only how what was taken got here, and where what is p
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any
 from cgexec.engine import payload
 from cgexec.engine.failures import capture, encode_failures, merged
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
-from cgexec.engine.protocol import OutputPort
+from cgexec.engine.protocol import OutputPort, Pulse
 from cgexec.exception_info import as_plain_exception, class_name, text_of
 from cgexec.isolation import apart
 
@@ -74,6 +75,12 @@ class Step:
         self.origin = origin
         self._num_returns = num_returns
         self._parts = parts
+        self._begun_at: float | None = None  # in the method
+
+    def pulse(self) -> Pulse:
+        """Return whether the step is in its method, and for how long. Any thread may ask."""
+        begun_at = self._begun_at
+        return Pulse() if begun_at is None else Pulse(self.origin.method, time.monotonic() - begun_at)
 
     def call(
         self, instance: Any, taken: Sequence[Taken], due: int, arguments: Callable[[list[Any]], Arguments]
@@ -94,8 +101,10 @@ class Step:
         if failures:
             return None, merged(failures)
         args, kwargs = arguments(values or [])
+        self._begun_at = time.monotonic()
         # With no frame of ours in between, which the exception would hold.
         result, error = apart(partial(methodcaller(self.origin.method, *args, **kwargs), instance))
+        self._begun_at = None
         if error is None:
             return result, None
         if isinstance(error, SystemExit):

@@ -113,7 +113,7 @@ class FramedTask(ExecutableTask):
                 channel.ensure_registered_as_writer()
                 hub.close_with(channel.close)
         self._taps = [_tap(channel, hub) for channel in self.input_channels]
-        hub.task_started()
+        hub.task_started(self._step)
 
     def cancel(self) -> None:
         """Do nothing: Ray cancels copies, and as soon as an actor has died. The hub ends the real channels."""

@@ -22,6 +22,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (RebuildPolicy, "max_rebuilds", [-1, 0.5, 1.0, "1", math.inf, True, False, 0.0]),
     (RebuildPolicy, "hook_timeout_s", BAD_DURATIONS),
     (RebuildPolicy, "probe_timeout_s", BAD_DURATIONS),
+    (RebuildPolicy, "stuck_after_s", BAD_DURATIONS[:-1]),
     (RebuildPolicy, "backoff_s", [-1, -2, -0.5, math.nan, math.inf, True, "1", None]),
     (RebuildPolicy, "replace", [3]),
     (RebuildPolicy, "on_rebuild", [3]),
@@ -47,6 +48,7 @@ TAKEN: list[tuple[type, str, list[Any]]] = [
     (RebuildPolicy, "on_rebuild", [None, print]),
     (RebuildPolicy, "hook_timeout_s", [0.5, 3]),
     (RebuildPolicy, "probe_timeout_s", [0.5, 3]),
+    (RebuildPolicy, "stuck_after_s", [None, 0.5, 3]),
     (RebuildPolicy, "backoff_s", [0, 0.0, 0.5]),
 ]
 

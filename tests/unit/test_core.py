@@ -77,9 +77,10 @@ class Graph:
     def __init__(self, engine: Any, why: Break | None = None, **config: Any) -> None:
         self.breaks: list[Exception] = []
         self.why = why or Break((), CLOSED)
+        self.ran_out: list[Any] = []
         self.next: Any = None
         settings = effective_settings(GraphConfig(get_timeout_s=5, submit_timeout_s=5, **config))
-        self.core = GraphCore("echo", "test", settings, True, self.on_break)
+        self.core = GraphCore("echo", "test", settings, True, self.on_break, self.ran_out.append)
         self.core.open(engine, MEMBERS)
 
     def on_break(self, engine: Any, seen: Exception) -> None:
@@ -99,11 +100,13 @@ def value(number: int) -> dict[int, Output]:
 
 def test_what_was_read_stays_with_its_execution_over_waits_that_ran_out() -> None:
     engine = Script(collect=[{0: OutputValue("first")}, {}, {}, {1: OutputValue("first")}, value(2)])
-    core = Graph(engine).core
+    graph = Graph(engine)
+    core = graph.core
     first, second = core.submit(("first",), {}), core.submit(("second",), {})
     pending = first.status(0)
     assert pending.info.state == "pending"
     assert "step() of host 1" in str(pending.error)
+    assert graph.ran_out == [engine]
     assert "1 are ahead of it" in str(second.status(0).error)
     assert first.result() == ["first", "first"]
     assert second.result() == [2, 2]

@@ -34,7 +34,7 @@ class UnfitInput:
 
 @pytest.mark.parametrize("state", [state for state in GraphState if state is not GraphState.NEW])
 def test_an_input_that_cannot_be_sent_is_a_failed_job_whatever_became_of_the_graph(state: GraphState) -> None:
-    core = GraphCore("echo", "inference", effective_settings(GraphConfig()), True, lambda *_: None)
+    core = GraphCore("echo", "inference", effective_settings(GraphConfig()), True, lambda *_: None, lambda _: None)
 
     def meanwhile() -> None:
         if state in (GraphState.BROKEN, GraphState.REBUILDING, GraphState.FAILED):

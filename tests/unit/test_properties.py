@@ -42,8 +42,13 @@ class Calls(RuleBasedStateMachine):
 
     executions = Bundle("executions")
 
-    @initialize(shape=st.sampled_from(list(SHAPES)), fail_fast=st.booleans(), max_inflight=st.integers(1, 4))
-    def build(self, shape: str, fail_fast: bool, max_inflight: int) -> None:
+    @initialize(
+        shape=st.sampled_from(list(SHAPES)),
+        fail_fast=st.booleans(),
+        max_inflight=st.integers(1, 4),
+        probe_timeout_s=st.sampled_from([0.001, 60.0]),  # whether a stopped host is given up for the waits that run out
+    )
+    def build(self, shape: str, fail_fast: bool, max_inflight: int, probe_timeout_s: float) -> None:
         self.shape: Shape = replace(SHAPES[shape], num_hosts=NUM_HOSTS)
         self.actors = [LocalActor(Recorder, label, inline=True) for label in range(NUM_HOSTS)]
         self.alive = set(range(NUM_HOSTS))
@@ -61,7 +66,7 @@ class Calls(RuleBasedStateMachine):
             get_timeout_s=0,
             teardown_timeout_s=0,
         )
-        policy = RebuildPolicy(backoff_s=0, probe_timeout_s=0.01)
+        policy = RebuildPolicy(backoff_s=0, probe_timeout_s=probe_timeout_s)
         self.graph = GraphExecutor(self.actors, self.shape.build, config=config, policy=policy)
 
     def labels(self, generation: int) -> list[int]:

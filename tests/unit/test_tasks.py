@@ -132,7 +132,7 @@ class FakeHub:
     def close_with(self, closer: Any) -> None:
         self.closers.append(closer)
 
-    def task_started(self) -> None:
+    def task_started(self, step: Any) -> None:
         self.num_started += 1
 
 

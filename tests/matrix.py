@@ -9,10 +9,11 @@ rightly, and that no method was given anything that it should not have been.
 import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 from conftest import eventually
@@ -28,6 +29,7 @@ from cgexec import (
     JobSucceeded,
     RebuildPolicy,
 )
+from cgexec.engine import actor_calls, build, in_process
 from cgexec.testing import MISBEHAVIOURS, SHAPES, Message, Shape, kill, kill_process, resume, stop
 from cgexec.testing.recorder import each_message
 
@@ -50,6 +52,8 @@ class Cell:
     lost: tuple[int, ...]
     run: Callable[["Trial"], list[JobStatus]]
     replaces: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)  # where it differs
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.fault}-{self.phase}-{self.shape}"
@@ -62,6 +66,7 @@ class Trial:
     shape: Shape
     actors: list[Any]
     pids: list[int | None]
+    engine: str = "compiled"
     graph: GraphExecutor = field(init=False)
     on_rebuild: Callable[[], None] | None = None
     submitted: set[int] = field(default_factory=set)
@@ -165,13 +170,54 @@ def _during_rebuild(trial: Trial, befall: Callable[[Trial], None]) -> list[JobSt
     return []
 
 
+def _during_teardown(trial: Trial, befall: Callable[[Trial], None]) -> list[JobStatus]:
+    """A rebuild on request is about to tear the old graph down."""
+    engine = trial.graph._core.current_engine()
+    tear_down = engine.tear_down
+
+    def meet_it(timeout_s: float) -> dict[int, Exception]:
+        befall(trial)
+        return tear_down(timeout_s)
+
+    with mock.patch.object(engine, "tear_down", meet_it):
+        trial.graph.rebuild()
+    return []
+
+
+_LAST_STEP = {  # of a build, when every host has answered already
+    "compiled": (build, "compile_graph"),
+    "actor_calls": (actor_calls, "call_all"),
+    "in_process": (in_process, "plan_of"),
+}
+
+
+def _during_build(trial: Trial, befall: Callable[[Trial], None]) -> list[JobStatus]:
+    """A rebuild on request has prepared every host, and is about to compile."""
+    module, name = _LAST_STEP[trial.engine]
+    take, met = getattr(module, name), []
+
+    def meet_it(*args: Any, **kwargs: Any) -> Any:
+        if not met:
+            met.append(True)
+            befall(trial)
+        return take(*args, **kwargs)
+
+    with mock.patch.object(module, name, meet_it):
+        trial.graph.rebuild()
+    assert met
+    return []
+
+
 OUTSIDE = {
     "idle": _idle,
     "before-submit": _before_submit,
     "in-flight": _in_flight,
     "before-collect": _before_collect,
+    "during-teardown": _during_teardown,
+    "during-build": _during_build,
     "during-rebuild": _during_rebuild,
 }
+NOTHING_ASKED = {"idle", "during-teardown", "during-build", "during-rebuild"}
 
 
 def _one(fault: str, trial: Trial) -> None:
@@ -202,10 +248,11 @@ def _deaths(shape: Shape) -> list[Cell]:
             # A shape whose arguments are for its hosts one by one no longer fits the survivors: JobFailed, unsent.
             may: tuple[type[JobStatus], ...] = (JobPreempted, JobSucceeded)
             may += (JobFailed,) if shape.scatters and phase == "before-submit" else ()
-            statuses = {"in-flight": (JobPreempted,), "idle": (), "during-rebuild": ()}.get(phase, may)
+            statuses = () if phase in NOTHING_ASKED else (JobPreempted,) if phase == "in-flight" else may
             also = (BYSTANDER,) if phase == "during-rebuild" else ()
-            # Deaths that are not noticed at once take a rebuild each.
-            generations = tuple(range(1, 1 + len(lost) + len(also)))
+            # Deaths that are not noticed at once take a rebuild each; and one may have been asked for.
+            asked = phase in ("during-teardown", "during-build")
+            generations = tuple(range(1, 1 + len(lost) + len(also) + asked))
             cells.append(
                 Cell(
                     fault,
@@ -224,30 +271,25 @@ def _deaths(shape: Shape) -> list[Cell]:
 # -- a host that is stopped, or stuck ----------------------------------------------------------------------------------
 
 
-def _stopped_for_good(trial: Trial) -> list[JobStatus]:
-    """The wait ends; a rebuild on request gives the host up."""
+def _stop_for_good(trial: Trial) -> None:
     trial.befall("stopped")
-    message = trial.message()
-    execution = trial.submit(message)
+
+
+def _stopped(trial: Trial, orders: Sequence[str]) -> list[JobStatus]:
+    """A wait runs out, and the host, which gives no sign of life, is lost."""
+    message = trial.message(*orders)
+    execution = trial.submit(message) if orders else None
+    trial.befall("stopped")
+    execution = execution or trial.submit(message)
     assert execution.status(SHORT_S).info.state == "pending"
-    trial.graph.rebuild()
-    trial.rebuilt()
     return [trial.settle(execution, message)]
 
 
 def _stopped_while_idle(trial: Trial) -> list[JobStatus]:
+    """A rebuild on request gives it up."""
     trial.befall("stopped")
     trial.graph.rebuild()
     return []
-
-
-def _stopped_in_flight(trial: Trial) -> list[JobStatus]:
-    message = trial.message("sleep:0.2")
-    execution = trial.submit(message)
-    trial.befall("stopped")
-    assert execution.status(SHORT_S).info.state == "pending"
-    trial.graph.rebuild()
-    return [trial.settle(execution, message)]
 
 
 def _stopped_for_a_while(trial: Trial, orders: Sequence[str]) -> list[JobStatus]:
@@ -262,6 +304,13 @@ def _stopped_for_a_while(trial: Trial, orders: Sequence[str]) -> list[JobStatus]
 
 
 def _stuck(trial: Trial) -> list[JobStatus]:
+    """The policy gives it up."""
+    message = trial.message("never-return")
+    return [trial.settle(trial.submit(message), message)]
+
+
+def _stuck_and_rebuilt(trial: Trial) -> list[JobStatus]:
+    """A rebuild on request gives it up."""
     message = trial.message("never-return")
     execution = trial.submit(message)
     assert execution.status(SHORT_S).info.state == "pending"
@@ -280,15 +329,21 @@ def _slow(trial: Trial) -> list[JobStatus]:
 
 def _stops(shape: Shape) -> list[Cell]:
     lost, kept = ((1,), (VICTIM,)), ((0,), ())
-    gives_up, waits = (JobError, JobPreempted), (JobSucceeded,)
-    idle, busy = partial(_stopped_for_a_while, orders=()), partial(_stopped_for_a_while, orders=("sleep:0.1",))
+    gives_up, waits = (JobPreempted,), (JobSucceeded,)
+    first, busy = partial(_stopped_for_a_while, orders=()), partial(_stopped_for_a_while, orders=("sleep:0.1",))
+    soon: dict[str, Any] = {"policy": {"probe_timeout_s": 0.5}}
+    bounded: dict[str, Any] = {"config": {"build_timeout_s": 1.5}}
+    tearing, building = (partial(each, befall=_stop_for_good) for each in (_during_teardown, _during_build))
     return [
         Cell("stopped", "idle", shape.name, (), *lost, _stopped_while_idle),
-        Cell("stopped", "before-submit", shape.name, gives_up, *lost, _stopped_for_good),
-        Cell("stopped", "in-flight", shape.name, gives_up, *lost, _stopped_in_flight),
-        Cell("stopped-for-a-while", "before-submit", shape.name, waits, *kept, idle),
+        Cell("stopped", "before-submit", shape.name, gives_up, *lost, partial(_stopped, orders=()), **soon),
+        Cell("stopped", "in-flight", shape.name, gives_up, *lost, partial(_stopped, orders=("sleep:0.2",)), **soon),
+        Cell("stopped", "during-teardown", shape.name, (), *lost, tearing),
+        Cell("stopped", "during-build", shape.name, (), *lost, building, **bounded),
+        Cell("stopped-for-a-while", "before-submit", shape.name, waits, *kept, first),
         Cell("stopped-for-a-while", "in-flight", shape.name, waits, *kept, busy),
-        Cell("never-returns", "in-flight", shape.name, gives_up, *lost, _stuck),
+        Cell("never-returns", "in-flight", shape.name, gives_up, *lost, _stuck, policy={"stuck_after_s": 0.5}),
+        Cell("never-returns", "before-collect", shape.name, (JobError,), *lost, _stuck_and_rebuilt),
         Cell("slower-than-the-wait", "in-flight", shape.name, waits, *kept, _slow),
     ]
 
@@ -358,7 +413,7 @@ def run(
     given_to: Callable[[Any], list[tuple[str, int]]],
 ) -> None:
     """Run a cell on ``actors``; ``spawn_one(label)`` starts another, ``given_to(actor)`` says what one was given."""
-    trial = Trial(SHAPES[cell.shape], list(actors), list(pids), replaces=cell.replaces)
+    trial = Trial(SHAPES[cell.shape], list(actors), list(pids), config.engine, replaces=cell.replaces)
 
     def on_rebuild(*_: Any) -> None:
         if trial.on_rebuild is not None:
@@ -367,9 +422,10 @@ def run(
     policy = RebuildPolicy(
         replace=(lambda info: spawn_one(info.host_id)) if cell.replaces else None,
         on_rebuild=on_rebuild,
-        probe_timeout_s=2.0,
         backoff_s=0.01,
+        **{"probe_timeout_s": 2.0, **cell.policy},
     )
+    config = replace(config, **cell.config)
     with GraphExecutor(actors, trial.shape.build, name=str(cell), config=config, policy=policy) as graph:
         trial.graph = graph
         first = trial.message()

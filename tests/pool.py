@@ -8,7 +8,7 @@ import ray
 from conftest import CLEAN_UP_S, eventually, live_actors, our_threads
 
 from cgexec import GraphConfig
-from cgexec.testing import Recorder, pid_of
+from cgexec.testing import Recorder, pid_of, resume
 from cgexec.testing.leftovers import is_running, left_open
 
 WAYS = {
@@ -53,6 +53,7 @@ class Pool:
             except Exception:
                 del self.actors[actor]
                 ray.kill(actor)
+                resume(actor, pid)  # Ray takes 5 s to kill a process that is stopped
                 assert eventually(lambda pid=pid: not is_running(pid), CLEAN_UP_S), "the process of a lost host goes on"
 
 

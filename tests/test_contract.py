@@ -60,7 +60,7 @@ def trial(way: str, request: pytest.FixtureRequest) -> Iterator[Trial]:
     else:
         actors = [LocalActor(Recorder, label, inline=way.endswith("inline")) for label in range(shape.num_hosts)]
         pids = [None] * len(actors)
-    made = Trial(shape, actors, pids)
+    made = Trial(shape, actors, pids, EVERY_WAY[way].engine)
     policy = RebuildPolicy(probe_timeout_s=2.0, backoff_s=0.01)
     with GraphExecutor(
         actors, shape.build, name="contract", kind="trial", config=EVERY_WAY[way], policy=policy

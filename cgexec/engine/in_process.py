@@ -57,10 +57,12 @@ class InProcessBackend:
         for member in members:
             _meet_faults(member, "build")
         self._check(members, bound)
+        engine = InProcessEngine(self._recipe, bound, members, generation, on_break)
         losses = losses_among(_replies(members))
         if losses:
+            engine.tear_down(0)
             raise HostsLostError(losses)
-        return InProcessEngine(self._recipe, bound, members, generation, on_break)
+        return engine
 
     def _check(self, members: Sequence[Member], bound: BoundGraph) -> None:
         for member in members:

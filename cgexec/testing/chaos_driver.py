@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError
 
 from cgexec.config import GraphConfig, RebuildPolicy
-from cgexec.errors import GraphClosedError, GraphFailedError, GraphSpecError
+from cgexec.errors import GraphClosedError, GraphFailedError
 from cgexec.execution import Execution
 from cgexec.executor import GraphExecutor
 from cgexec.lifecycle import GraphState
@@ -41,6 +41,22 @@ _MARGIN_S = 5.0  # what a call may take beyond its timeout on a machine that is 
 _RECOVERY_S = 60.0
 _SETTLES_S = 60.0
 _CLEAN_UP_S = 20.0
+
+_NEVER_RETURNS = ("never-returns", "never-returns-and-rebuilt")
+_VICTIMS = {"two-die": 2, "killed-during-rebuild": 2}  # of the others: one, or all
+_KINDS = {  # and how often each is drawn
+    "killed": 2,
+    "process-killed": 3,
+    "two-die": 2,
+    "all-die": 1,
+    "killed-during-rebuild": 3,
+    "stopped-for-a-while": 2,
+    "stopped-for-good": 1,
+    "stopped-and-rebuilt": 1,
+    "rebuilt-on-request": 1,
+    "input-that-cannot-be-sent": 1,
+    **dict.fromkeys((*_NEVER_RETURNS, *MISBEHAVIOURS), 1),
+}
 
 
 @dataclass
@@ -177,20 +193,25 @@ class _Round:
     def _open(self) -> GraphExecutor:
         actors = [self._chaos.spawn(label) for label in range(self._shape.num_hosts)]
         policy = RebuildPolicy(
-            replace=lambda info: self._chaos.spawn(info.host_id), probe_timeout_s=3.0, backoff_s=0.01
+            replace=lambda info: self._chaos.spawn(info.host_id),
+            probe_timeout_s=3.0,
+            stuck_after_s=3.0,
+            backoff_s=0.01,
         )
         return GraphExecutor(actors, self._shape.build, name="chaos", config=self._chaos.config, policy=policy)
 
     def run(self, num_faults: int, first: int) -> None:
-        """Meet so many faults, the first of them numbered ``first``."""
+        """Meet so many faults, the first of them numbered ``first``; fewer if the graph does not recover from one."""
         callers = [threading.Thread(target=self._call, args=(seed,)) for seed in range(_NUM_CALLERS)]
         with self._graph:
             for caller in callers:
                 caller.start()
             try:
                 for number in range(first, first + num_faults):
-                    self._meet_one()
+                    well = self._meet_one()
                     self._chaos.fault_done(number)
+                    if not well:
+                        break
             finally:
                 self._ended.set()
                 for caller in callers:
@@ -249,33 +270,20 @@ class _Round:
 
     # -- faults --------------------------------------------------------------------------------------------------------
 
-    def _meet_one(self) -> None:
+    def _meet_one(self) -> bool:
+        """Meet a fault; returns whether the graph has recovered from it."""
         lot = self._chaos.lot
-        kinds = {
-            "killed": 2,
-            "process-killed": 3,
-            "two-die": 2,
-            "all-die": 1,
-            "stopped-for-a-while": 2,
-            "stopped-for-good": 1,
-            "never-returns": 1,
-            "rebuilt-on-request": 1,
-            **dict.fromkeys(MISBEHAVIOURS, 1),
-        }
-        (kind,) = lot.choices(list(kinds), list(kinds.values()))
+        (kind,) = lot.choices(list(_KINDS), list(_KINDS.values()))
         actors = self._graph.actors
-        if len(actors) < self._shape.num_hosts:
-            self._recover(kind, time.monotonic())
-            return
         for actor in actors:
             with suppress(RayError):
                 self._chaos.pid(actor)
         time.sleep(lot.random() * 0.05)
         self._chaos.report.faults[kind] += 1
         started = time.monotonic()
-        victims = lot.sample(actors, {"two-die": 2, "all-die": len(actors)}.get(kind, 1))
+        victims = lot.sample(actors, len(actors) if kind == "all-die" else _VICTIMS.get(kind, 1))
         self._befall(kind, victims)
-        self._recover(kind, started)
+        return self._recover(kind, started)
 
     def _befall(self, kind: str, victims: Sequence[Any]) -> None:
         victim, pid = victims[0], self._chaos.pid(victims[0])
@@ -284,23 +292,40 @@ class _Round:
         elif kind in ("process-killed", "two-die", "all-die"):
             for each in victims:
                 kill_process(each, self._chaos.pid(each))
+        elif kind == "killed-during-rebuild":
+            kill_process(victim, pid)
+            time.sleep(self._chaos.lot.random() * 0.3)  # settling, teardown, probe, preparation or compile
+            kill_process(victims[1], self._chaos.pid(victims[1]))
         elif kind == "stopped-for-a-while":
             stop(victim, pid)
             time.sleep(self._chaos.lot.random() * 0.3)
             resume(victim, pid)
         elif kind == "stopped-for-good":
             stop(victim, pid)
+        elif kind == "stopped-and-rebuilt":
+            stop(victim, pid)
             self._rebuild()
         elif kind == "rebuilt-on-request":
             self._rebuild()
+        elif kind == "input-that-cannot-be-sent":
+            self._send_what_cannot_be_sent()
         else:
-            self._order("never-return" if kind == "never-returns" else kind)
+            self._order("never-return" if kind in _NEVER_RETURNS else kind, rebuild=kind == "never-returns-and-rebuilt")
 
-    def _order(self, order: str) -> None:
+    def _send_what_cannot_be_sent(self) -> None:
+        arguments: list[Any] = list(self._shape.arguments(self._message(), self._shape.num_hosts))
+        arguments[self._chaos.lot.randrange(len(arguments))] = threading.Lock()
+        execution = self._graph.submit(*arguments)
+        status = execution.status(_SETTLES_S)
+        self._chaos.count(type(status).__name__)
+        if not isinstance(status, JobFailed) or execution.info.attempts:
+            self._chaos.report.wrong_answers.append(f"an input that cannot be sent was answered {status}")
+
+    def _order(self, order: str, *, rebuild: bool) -> None:
         """Have a method do something wrong, in an execution of its own."""
         message = self._message({self._chaos.lot.randrange(self._shape.num_hosts): [order]})
         execution = self._submit(message)
-        if order == "never-return":
+        if rebuild:
             execution.status(0.1)
             self._rebuild()
         if self._ask(execution, message, _SETTLES_S).info.state == "pending":
@@ -310,16 +335,16 @@ class _Round:
         with suppress(GraphFailedError):
             self._graph.rebuild()
 
-    def _recover(self, kind: str, started: float) -> None:
+    def _recover(self, kind: str, started: float) -> bool:
         """Execute until it succeeds; a graph that has failed, which it has no reason to, counts as a hang."""
         while time.monotonic() < started + _RECOVERY_S and self._graph.state is not GraphState.FAILED:
             message = self._message()
             if isinstance(self._ask(self._submit(message), message, _WAIT_S), JobSucceeded):
                 took_s = time.monotonic() - started
                 self._chaos.report.recoveries_s.append(took_s)
-                return
-        self._chaos.report.hangs.append(f"no good answer after {kind!r}: {self._graph.failure}")
-        raise GraphSpecError(f"the graph did not recover from {kind!r}: {self._graph}, {self._graph.failure}")
+                return True
+        self._chaos.report.hangs.append(f"no good answer after {kind!r}: {self._graph}, {self._graph.failure}")
+        return False
 
     def _check_what_was_given(self) -> None:
         """Look through what every method was given: nothing but what was submitted."""

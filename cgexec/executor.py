@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -43,6 +44,9 @@ _STOP_MARGIN_S = 0.5  # what close() may take beyond its timeout for each of: th
 
 class GraphExecutor:
     """A Ray Compiled Graph over one actor per host. Also a context manager, which is the way to use it.
+
+    One that is neither closed nor referred to any more is closed, with a warning in the log; one whose own hooks refer
+    to it is referred to.
 
     Args:
         hosts: a ``HostGroup``, or a list of actor handles, one per host.
@@ -97,6 +101,7 @@ class GraphExecutor:
         self._core = GraphCore(
             name, kind, self._settings, config.fail_fast, self._supervisor.broke, self._supervisor.wait_ran_out
         )
+        weakref.finalize(self, self._supervisor.forgotten).atexit = False  # Ray's own exit ends the graph
         members = [Member(info, actor) for info, actor in zip(group.infos, group.actors, strict=True)]
         try:
             self._supervisor.start(self._core, members)

@@ -61,6 +61,10 @@ class _Requested:
     done: Future[None]
 
 
+class _Forgotten:
+    pass
+
+
 class _Stop:
     pass
 
@@ -73,7 +77,7 @@ class Supervisor:
         self._backend = backend
         self._policy = policy
         self._watch = Watch(name, policy, lambda engine, why: self._events.put(_GivenUp(engine, why)))
-        self._events: queue.SimpleQueue[_Broke | _GivenUp | _Requested | _Stop] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Broke | _GivenUp | _Requested | _Forgotten | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{name}", daemon=True)
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -112,6 +116,10 @@ class Supervisor:
             self._refuse_requests()
         return done
 
+    def forgotten(self) -> None:
+        """Close the graph, to which nobody refers any more. For a finaliser: it takes no lock, and does not wait."""
+        self._events.put(_Forgotten())
+
     def stop(self, timeout_s: float) -> None:
         """Stop after the step under way; returns when the thread has ended, or after ``timeout_s``."""
         self._stopping.set()
@@ -142,6 +150,8 @@ class Supervisor:
                         self._break_off(core, engine, why, given_up=dict(why.errors))
                     case _Requested(done):
                         self._handle_request(core, done)
+                    case _Forgotten():
+                        self._close(core)
             except BaseException as error:
                 _logger.exception("graph %r: the rebuild itself failed", self._name)
                 left = core.current_engine()
@@ -188,6 +198,20 @@ class Supervisor:
             self._rebuild(core, engine, why, given_up)
         else:
             engine.tear_down(self._teardown_timeout_s)
+
+    def _close(self, core: GraphCore) -> None:
+        """Close a graph that was forgotten, as its ``close()`` would."""
+        self._stopping.set()
+        self._watch.end()
+        if not core.close():
+            return
+        _logger.warning("graph %r was not closed, and nothing refers to it any more: it is closed now", core.name)
+        deadline = Deadline.after(self._teardown_timeout_s)
+        core.drain(deadline)
+        error = GraphClosedError(f"graph {core.name!r} was forgotten while this was in flight; it may have run")
+        engine = core.abandon(error, deadline.remaining_s())
+        if engine is not None:
+            engine.tear_down(deadline.remaining_s())
 
     def _end_with_ray(self, core: GraphCore, engine: Engine) -> None:
         """Ray was shut down under the graph, which has torn itself down: say so, and call nothing of Ray's any more."""

@@ -42,6 +42,15 @@ class Pool:
         ray.get([actor.start_over.remote(label) for label, actor in enumerate(chosen)])
         return chosen
 
+    def take_one(self, label: int) -> Any:
+        """Return a worker of this label that is in nobody's hands, and see to it that the next one is starting."""
+        while len(self.starting) < MOST_SPARE:
+            self.start()
+        actor = self.starting.pop(0)
+        self.actors[actor] = pid_of(actor)
+        ray.get(actor.start_over.remote(label))
+        return actor
+
     def sort_out(self) -> None:
         """Let go of the workers that are not usable any more."""
         for actor in self.starting[:]:

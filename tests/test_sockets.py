@@ -3,7 +3,6 @@
 What is marked ``small`` holds for both transports; what Ray's channels cannot do is in the table of the README.
 """
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from conftest import cpu_seconds, eventually, is_running
+from conftest import cpu_seconds, eventually, is_running, open_files
 from ray import cloudpickle
 from workers import Stage, Worker, loops, request
 
@@ -248,66 +247,6 @@ def test_an_idle_graph_and_a_driver_that_waits_use_next_to_no_cpu(spawn):
         assert graph.execute(request(2, {0: ("sleep", 3)})).info.state == "succeeded"
         used = [cpu_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
         assert all(each < 1.0 for each in used), used  # spinning would be 3 seconds each
-
-
-def our_threads_here(_instance=None):
-    """Return how many threads of graphs run in this process."""
-    return sum(thread.name.startswith("cgexec-") for thread in threading.enumerate())
-
-
-def open_files(pid):
-    """Return what each descriptor of a process stands for."""
-    names = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            names.append(str(entry.readlink()))
-    return names
-
-
-def left_behind(pid):
-    """Return what a process has open: descriptors by kind."""
-    kinds = [name.split(":")[0].split("[")[0] for name in open_files(pid)]
-    found = {kind: kinds.count(kind) for kind in ("socket", "anon_inode", "/memfd", "pipe")}
-    return {**found, "descriptors": len(kinds)}
-
-
-def shared_memory():
-    """Return the names of what Ray has made in shared memory for this process: by a child of ours, the raylet."""
-    children = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split()
-    return {entry.name for entry in Path("/dev/shm").iterdir() if any(f"{pid}-" in entry.name for pid in children)}
-
-
-def test_fifty_rebuilds_leave_nothing(spawn):
-    actors = spawn(2)
-    pids = [os.getpid(), *ray.get([actor.pid.remote() for actor in actors])]
-    large = np.ones(100_000)
-    with GraphExecutor(actors, fan_out("work"), config=SOCKETS) as graph:
-
-        def cycle():
-            graph.rebuild()
-            generation = graph.generation
-            result = graph.execute((generation, {}, (large,))).result
-            assert [(each[0], each[2][1]) for each in result] == [(generation, 0), (generation, 1)]
-
-        for _ in range(5):
-            cycle()
-        files = shared_memory()
-        before = [left_behind(pid) for pid in pids]
-        for _ in range(50):
-            cycle()
-        assert graph.generation == 55
-
-        def nothing_more():
-            now = [left_behind(pid) for pid in pids]
-            return shared_memory() <= files and all(
-                each[kind] <= start[kind] for each, start in zip(now, before, strict=True) for kind in start
-            )
-
-        assert eventually(nothing_more), (before, [left_behind(pid) for pid in pids], shared_memory() - files)
-        assert our_threads_here() == 2  # the supervisor's, and the hub's
-        assert ray.get([actor.__ray_call__.remote(our_threads_here) for actor in actors]) == [1, 1]
-    with GraphExecutor(actors, fan_out("work"), config=replace(SOCKETS, transport="ray", buffer_size_bytes=10_000)):
-        assert shared_memory() > files  # what is looked for can be seen
 
 
 # -- strangers ---------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
 
 from cgexec.engine.protocol import Pulse
+from cgexec.engine.steps import Step
 from cgexec.engine.wire import Wire
 
 _QUESTION = b"?"
@@ -32,12 +32,23 @@ class ControlEndedError(Exception):
     """The other end has gone, or has let go of the graph."""
 
 
-class Control:
-    """One end. ``pulse()`` says what this side is doing. Only the hub's thread hears; any thread may ask."""
+class AtWork:
+    """What a process is doing for a graph. Apart from its hub, so that nothing that is asked for it holds that."""
 
-    def __init__(self, wire: Wire, pulse: Callable[[], Pulse]) -> None:
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def pulse(self) -> Pulse:
+        """Return the method that has been going on for longest, if any is."""
+        return max((step.pulse() for step in self.steps), key=lambda pulse: pulse.for_s, default=Pulse())
+
+
+class Control:
+    """One end. ``at_work`` says what this side is doing. Only the hub's thread hears; any thread may ask."""
+
+    def __init__(self, wire: Wire, at_work: AtWork) -> None:
         self.wire = wire
-        self._pulse = pulse
+        self._at_work = at_work
         self._heard = b""
 
     def has_ended(self) -> bool:
@@ -82,7 +93,7 @@ class Control:
         return found
 
     def _answer(self) -> None:
-        pulse = self._pulse()
+        pulse = self._at_work.pulse()
         name = (pulse.method or "").encode()[:_LONGEST_NAME]
         self._send(_PULSE.pack(b"!", pulse.for_s, len(name)) + name)
 
@@ -100,8 +111,8 @@ class Control:
 class Controls:
     """The control connections of one process in one generation, by whom they lead to."""
 
-    def __init__(self, pulse: Callable[[], Pulse]) -> None:
-        self._pulse = pulse
+    def __init__(self, at_work: AtWork) -> None:
+        self._at_work = at_work
         self._changed = threading.Condition()
         self._controls: dict[str, Control] = {}
         self._pulses: dict[str, Pulse] = {}  # that have come since they were asked for
@@ -110,7 +121,7 @@ class Controls:
     def add(self, identity: str, wire: Wire) -> Control:
         """Take in a connection."""
         with self._changed:
-            control = self._controls[identity] = Control(wire, self._pulse)
+            control = self._controls[identity] = Control(wire, self._at_work)
             return control
 
     def wires(self) -> list[Wire]:

@@ -27,9 +27,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgexec.deadline import Deadline
-from cgexec.engine.control import ControlEndedError, Controls
+from cgexec.engine.control import AtWork, ControlEndedError, Controls
 from cgexec.engine.handshake import Address, Role, connect
-from cgexec.engine.protocol import Pulse
 from cgexec.engine.reception import Reception
 from cgexec.engine.segments import SegmentPool
 from cgexec.engine.steps import Step
@@ -90,8 +89,8 @@ class Hub:
         self._shared: dict[bytes, Any] = {}
         self._closers: list[Callable[[], None]] = []
         self._wires: list[Wire] = []
-        self._steps: list[Step] = []
-        self.controls = Controls(self._pulse)
+        self._at_work = AtWork()
+        self.controls = Controls(self._at_work)
         self._tasks_started = 0
         # For the hub's thread:
         self._errands: deque[Callable[[], None]] = deque()
@@ -159,10 +158,6 @@ class Hub:
         """Return whether it has ended, or the other end of a control connection has, noticed here or not."""
         return self._closed or self.controls.has_lost()
 
-    def _pulse(self) -> Pulse:
-        """Return what this process is doing for the graph."""
-        return max((step.pulse() for step in self._steps), key=lambda pulse: pulse.for_s, default=Pulse())
-
     def _connect(self, address: Address, role: Role, name: bytes, deadline: Deadline) -> Wire:
         if self._closed:
             raise HubClosedError("the graph has ended in this process")
@@ -201,7 +196,7 @@ class Hub:
         """Note that one more task of the actor's loop has opened its channels, and what it runs, if that is ours."""
         with self._lock:
             if step is not None:
-                self._steps.append(step)
+                self._at_work.steps.append(step)
             self._tasks_started += 1
             self._lock.notify_all()
 

@@ -1,199 +1,30 @@
-"""Any interleaving of calls and faults, against a model: graphs in this process, so that thousands can be tried.
-
-After every step: what has settled stays so (C1), every answer belongs to its own question (C2), application errors
-cost no generation (C3), and system errors cost one each at most, and exactly the hosts that died (C4).
-"""
+"""Any interleaving of calls and faults, against a model: graphs in this process, so that thousands can be tried."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from conftest import eventually
+from calls import NUM_HOSTS, Calls
 from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
-from matrix import without_orders
 
-from cgexec import (
-    Execution,
-    GraphConfig,
-    GraphExecutor,
-    GraphFailedError,
-    GraphState,
-    JobError,
-    JobFailed,
-    JobPreempted,
-    JobStatus,
-    JobSucceeded,
-    RebuildPolicy,
-)
-from cgexec.testing import MISBEHAVIOURS, SHAPES, LocalActor, Message, Recorder, Shape, kill, resume, stop
-
-NUM_HOSTS = 4
-HERE = [each for each in MISBEHAVIOURS.values() if not each.ends_process]
+from cgexec import GraphConfig
+from cgexec.testing import MISBEHAVIOURS, LocalActor, Recorder
 
 
-class Calls(RuleBasedStateMachine):
-    """One graph, and what the model knows of it."""
+class LocalCalls(Calls):
+    """Whoever waits does the work, so that an example always goes the same way."""
 
-    executions = Bundle("executions")
+    orders: ClassVar = [each for each in MISBEHAVIOURS.values() if not each.ends_process]
+    config: ClassVar = GraphConfig(engine="in_process", teardown_timeout_s=0)
+    gives_up_after_s: ClassVar = (0.001, 60.0)
 
-    @initialize(
-        shape=st.sampled_from(list(SHAPES)),
-        fail_fast=st.booleans(),
-        max_inflight=st.integers(1, 4),
-        probe_timeout_s=st.sampled_from([0.001, 60.0]),  # whether a stopped host is given up for the waits that run out
-    )
-    def build(self, shape: str, fail_fast: bool, max_inflight: int, probe_timeout_s: float) -> None:
-        self.shape: Shape = replace(SHAPES[shape], num_hosts=NUM_HOSTS)
-        self.actors = [LocalActor(Recorder, label, inline=True) for label in range(NUM_HOSTS)]
-        self.alive = set(range(NUM_HOSTS))
-        self.stopped: set[int] = set()
-        self.may_die: set[int] = set()  # of what a method did, or because it was stopped when the graph was torn down
-        self.system_errors = 0
-        self.settled: dict[int, JobStatus] = {}
-        self.given: dict[int, tuple[Execution, Message]] = {}
-        self.number = 0
-        config = GraphConfig(
-            engine="in_process",
-            fail_fast=fail_fast,
-            max_inflight=max_inflight,
-            submit_timeout_s=0,
-            get_timeout_s=0,
-            teardown_timeout_s=0,
-        )
-        policy = RebuildPolicy(backoff_s=0, probe_timeout_s=probe_timeout_s)
-        self.graph = GraphExecutor(self.actors, self.shape.build, config=config, policy=policy)
-
-    def labels(self, generation: int) -> list[int]:
-        gone = {lost.info.host_id for lost in self.graph.lost_hosts if lost.generation < generation}
-        return [label for label in range(NUM_HOSTS) if label not in gone]
-
-    def come_to_rest(self) -> None:
-        down = (GraphState.BROKEN, GraphState.REBUILDING)
-        dead = set(range(NUM_HOSTS)) - self.alive
-
-        def at_rest() -> bool:
-            lost = {lost.info.host_id for lost in self.graph.lost_hosts}
-            return self.graph.state not in down and (lost >= dead or self.graph.state is GraphState.FAILED)
-
-        assert eventually(at_rest), self.graph
-
-    @rule(target=executions, order=st.sampled_from([None, None, None, *HERE]), label=st.integers(0, NUM_HOSTS - 1))
-    def submit(self, order: Any, label: int) -> int:
-        self.number += 1
-        message = Message(self.number, {} if order is None else {label: [order.name]})
-        execution = self.graph.submit(*self.shape.arguments(message, len(self.graph.actors)))
-        self.given[self.number] = execution, message
-        if order is not None and order.rebuilds:
-            self.system_errors += 1
-        if order is not None and order.loses_host:
-            self.may_die.add(label)
-        return self.number
-
-    @rule(number=executions)
-    def look(self, number: int) -> None:
-        execution, message = self.given[number]
-        self.note(number, message, execution.status(0))
-
-    @rule(number=executions)
-    def look_at_each_output(self, number: int) -> None:
-        execution, message = self.given[number]
-        for status in execution.outputs(0):
-            assert status.info.execution == execution.info.execution
-            if isinstance(status, JobSucceeded) and isinstance(status.result, Message):
-                assert status.result.number == message.number
-
-    def note(self, number: int, message: Message, status: JobStatus) -> None:
-        if status.info.state == "pending":
-            assert number not in self.settled, "it had settled, and is pending again"
-            return
-        before = self.settled.setdefault(number, status)
-        assert before is status, f"it had settled with {before}, and now with {status}"
-        if isinstance(status, JobSucceeded):
-            right = self.shape.answer(message, self.labels(status.info.generation))
-            assert without_orders(status.result) == right
-        elif isinstance(status, JobFailed):
-            told = any(not MISBEHAVIOURS[name].rebuilds for names in message.orders.values() for name in names)
-            assert told or status.info.attempts == 0, f"nobody told it to fail: {status}"
-        elif isinstance(status, JobPreempted):
-            assert self.alive != set(range(NUM_HOSTS)) or self.may_die, f"nobody died: {status}"
-
-    @precondition(lambda self: len(self.alive) > 1)
-    @rule(data=st.data())
-    def kill_one(self, data: st.DataObject) -> None:
-        label = data.draw(st.sampled_from(sorted(self.alive)))
-        self.alive.discard(label)
-        self.stopped.discard(label)
-        self.system_errors += 1
-        kill(self.actors[label])
-
-    @rule(data=st.data())
-    def stop_one(self, data: st.DataObject) -> None:
-        label = data.draw(st.sampled_from(sorted(self.alive)))
-        self.stopped.add(label)
-        self.may_die.add(label)
-        stop(self.actors[label])
-
-    @precondition(lambda self: self.stopped)
-    @rule()
-    def resume_all(self) -> None:
-        for label in self.stopped:
-            resume(self.actors[label])
-        self.stopped.clear()
-
-    @precondition(lambda self: not self.stopped)
-    @rule()
-    def rebuild(self) -> None:
-        self.come_to_rest()
-        if self.graph.state is GraphState.READY:
-            self.system_errors += 1
-            with suppress(GraphFailedError):  # what is in flight may end the last host
-                self.graph.rebuild()
-
-    @precondition(lambda self: not self.stopped)
-    @rule(numbers=st.lists(consumes(executions), max_size=3))
-    def settle(self, numbers: list[int]) -> None:
-        for number in numbers:
-            execution, message = self.given[number]
-            status = execution.status(30)
-            assert status.info.state != "pending", f"it never settled: {status}"
-            self.note(number, message, status)
-
-    @invariant()
-    def no_more_generations_than_system_errors(self) -> None:
-        if "graph" in self.__dict__:
-            # A host that a method's exit or a stop has ended is a system error of its own.
-            assert self.graph.generation <= self.system_errors + len(self.graph.lost_hosts)
-
-    @invariant()
-    def no_host_is_lost_for_nothing(self) -> None:
-        if "graph" in self.__dict__ and not self.stopped:
-            dead = set(range(NUM_HOSTS)) - self.alive
-            lost = {lost.info.host_id for lost in self.graph.lost_hosts}
-            assert lost <= dead | self.may_die, (lost, dead)
-
-    def teardown(self) -> None:
-        if "graph" not in self.__dict__:
-            return
-        self.resume_all()
-        self.come_to_rest()
-        for number, (execution, message) in self.given.items():
-            status = execution.status(30)
-            assert status.info.state != "pending", f"it never settled: {status}"
-            self.note(number, message, status)
-        if self.graph.state is GraphState.READY:
-            message = Message(0)
-            status = self.graph.execute(*self.shape.arguments(message, len(self.graph.actors)), timeout_s=30)
-            assert isinstance(status, JobSucceeded) or not isinstance(status, JobError), status
-        self.graph.close()
+    def start(self) -> tuple[list[Any], list[int | None]]:
+        return [LocalActor(Recorder, label, inline=True) for label in range(NUM_HOSTS)], [None] * NUM_HOSTS
 
 
-TestCalls = Calls.TestCase
+TestCalls = LocalCalls.TestCase
 TestCalls.settings = settings(
     max_examples=int(os.environ.get("CGEXEC_EXAMPLES", "150")),
     stateful_step_count=25,

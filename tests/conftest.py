@@ -24,6 +24,18 @@ CLEAN_UP_S = 20.0
 OUR_THREADS = ("cgexec-", "CompiledGraphMonitorThread")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--clause", help="run only what proves this clause of the contract: C1 to C8")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    clause = config.getoption("--clause")
+    if clause is not None:
+        others = [item for item in items if clause not in {mark.args[0] for mark in item.iter_markers("clause")}]
+        items[:] = [item for item in items if item not in set(others)]
+        config.hook.pytest_deselected(items=others)
+
+
 def eventually(check: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     """Return what ``check()`` returns as soon as it is true; at the timeout, whatever it returns then."""
     end = time.monotonic() + timeout_s

@@ -16,6 +16,8 @@ from cgexec import GraphExecutor, JobError, JobPreempted, JobSucceeded, RebuildP
 from cgexec.testing import SHAPES, resume, stop
 from cgexec.testing.leftovers import is_running
 
+pytestmark = pytest.mark.clause("C5")
+
 NEVER_S = 3600.0
 
 

@@ -9,6 +9,8 @@ import pytest
 from cgexec import GraphConfig
 from cgexec.testing import Chaos
 
+pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C5"), pytest.mark.clause("C6")]
+
 NUM_FAULTS = 8
 
 

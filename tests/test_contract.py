@@ -25,6 +25,8 @@ from cgexec import (
 )
 from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process
 
+pytestmark = pytest.mark.clause("C8")
+
 LOCAL = GraphConfig(engine="in_process", max_inflight=4, teardown_timeout_s=0.5)
 EVERY_WAY = {**WAYS, "in-process": LOCAL, "in-process-inline": LOCAL}
 
@@ -95,6 +97,7 @@ def places_behind(trial: Trial, label: int) -> list[bool]:
 # -- C1: one execution, one outcome ------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("C1")
 def test_an_outcome_stays_what_it_was(trial):
     for orders in ((), ("raise",)):
         message = trial.message(*orders)
@@ -108,6 +111,7 @@ def test_an_outcome_stays_what_it_was(trial):
 # -- C2: its own answer ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("C2")
 def test_answers_belong_to_their_questions_in_whatever_order_they_are_asked_for(trial):
     messages = [trial.message(*(("raise",) if place % 3 == 1 else ())) for place in range(4)]
     executions = [trial.submit(message) for message in messages]
@@ -118,6 +122,7 @@ def test_answers_belong_to_their_questions_in_whatever_order_they_are_asked_for(
     assert isinstance(trial.settle(trial.submit(again), again), JobSucceeded)
 
 
+@pytest.mark.clause("C2")
 def test_every_method_was_given_what_is_its_own(trial):
     """Application errors in between, of one output or all: nothing stale arrives behind them."""
     messages = [trial.message(*(("raise",) if place % 2 else ())) for place in range(8)]
@@ -139,6 +144,7 @@ def test_every_method_was_given_what_is_its_own(trial):
 # -- C3: an application error costs nothing ----------------------------------------------------------------------------
 
 
+@pytest.mark.clause("C3")
 def test_an_application_error_leaves_the_generation_and_the_other_outputs(trial):
     message = trial.message("raise")
     execution = trial.submit(message)
@@ -152,6 +158,7 @@ def test_an_application_error_leaves_the_generation_and_the_other_outputs(trial)
     assert trial.graph.lost_hosts == []
 
 
+@pytest.mark.clause("C3")
 def test_what_cannot_be_sent_is_an_error_of_its_execution_alone(trial):
     message = trial.message("return-what-cannot-be-sent")
     status = trial.settle(trial.submit(message), message)
@@ -160,6 +167,7 @@ def test_what_cannot_be_sent_is_an_error_of_its_execution_alone(trial):
     assert trial.graph.generation == 0
 
 
+@pytest.mark.clause("C3")
 def test_an_input_that_cannot_be_sent_is_refused_and_nothing_runs(trial):
     before = [given_to(actor) for actor in trial.actors]
     for place in range(trial.shape.num_hosts if trial.shape.scatters else 1):
@@ -178,6 +186,7 @@ def test_an_input_that_cannot_be_sent_is_refused_and_nothing_runs(trial):
 # -- C4: a system error costs one generation ---------------------------------------------------------------------------
 
 
+@pytest.mark.clause("C4")
 def test_survivors_keep_their_state(trial):
     message = trial.message()
     trial.settle(trial.submit(message), message)
@@ -194,6 +203,7 @@ def test_survivors_keep_their_state(trial):
 # -- C5: bounded time --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("C5")
 def test_a_wait_that_runs_out_is_no_outcome(trial):
     message = trial.message("sleep:0.5")
     execution = trial.submit(message)
@@ -206,6 +216,7 @@ def test_a_wait_that_runs_out_is_no_outcome(trial):
     assert isinstance(trial.settle(execution, message), JobSucceeded)
 
 
+@pytest.mark.clause("C5")
 def test_close_is_bounded(trial):
     execution = trial.submit(trial.message("sleep:3600"))
     started = time.monotonic()
@@ -220,6 +231,7 @@ def test_close_is_bounded(trial):
 # -- C7: nothing hidden ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("C7")
 def test_a_status_says_where_what_and_in_which_generation(trial):
     message = trial.message("raise")
     status = trial.settle(trial.submit(message), message)

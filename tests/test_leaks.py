@@ -1,7 +1,8 @@
 """Clause C6: over any number of rebuilds, whether asked for or forced by a death, nothing is left over.
 
 Looked at are the driver and every host that stays: threads, descriptors by kind, live actors, Ray's helpers included,
-processes, and shared memory; the last but where Ray's own channels leak it, which the README says.
+processes, shared memory, and objects in Ray's store; the last two but where Ray's own channels leak them, which the
+README says.
 """
 
 import gc
@@ -22,6 +23,8 @@ from ray import cloudpickle
 
 from cgexec import GraphExecutor, GraphState, JobSucceeded, RebuildPolicy, fan_out
 from cgexec.testing import Message, kill_process
+
+pytestmark = pytest.mark.clause("C6")
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers need not be able to import the tests
 
@@ -64,10 +67,12 @@ class Trace:
         self.threads = [threads_of_graphs(), *ray.get([a.__ray_call__.remote(threads_of_graphs) for a in actors])]
         self.num_actors = len(live_actors()) - len(pool.starting)
         self.files = shared_memory() if way != "ray" else set()
+        self.free_bytes = ray.available_resources()["object_store_memory"] if way != "ray" else 0
 
     def more_than(self, before: "Trace") -> list[str]:
         """Return what there is more of than before."""
         found = [f"shared memory {name}" for name in self.files - before.files]
+        found += ["objects in Ray's store"] * (self.free_bytes < before.free_bytes)
         found += ["actors"] * max(0, self.num_actors - before.num_actors)
         for pid, now, then in zip(self.pids, self.descriptors, before.descriptors, strict=True):
             found += [f"{count} descriptors of {kind!r} in process {pid}" for kind, count in (now - then).items()]

@@ -15,6 +15,8 @@ from pool import WAYS, Pool, check_that_nothing_is_left, check_that_nothing_is_o
 from cgexec import GraphConfig
 from cgexec.testing import SHAPES
 
+pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C4")]
+
 
 @pytest.fixture(scope="module")
 def pool(local_ray: None) -> Pool:

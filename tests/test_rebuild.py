@@ -88,6 +88,7 @@ def test_an_actor_whose_loop_has_not_started_at_the_loss_is_no_loss_itself(small
     ray.get(late)
 
 
+@pytest.mark.clause("C4")
 def test_an_idle_death_is_noticed_and_the_next_execution_just_works(small, spawn):
     with GraphExecutor(spawn(3), fan_out("work"), config=small) as graph:
         ray.kill(graph.actors[0])
@@ -109,6 +110,7 @@ def test_two_hosts_that_die_together_cost_no_more_than_two_generations(small, sp
         assert labels_in(graph.execute(request(1)).result) == [(0,), (3,)]
 
 
+@pytest.mark.clause("C4")
 def test_survivors_keep_their_process_and_their_state(small, spawn):
     actors = spawn(3)
     pids = ray.get([actor.pid.remote() for actor in actors])

@@ -7,6 +7,8 @@ import pytest
 from conftest import TRANSPORTS, eventually
 from test_cli import processes_of_session, run
 
+pytestmark = pytest.mark.clause("C5")
+
 PROLOGUE = """
 import ray, threading
 from cgexec import GraphConfig, GraphExecutor, fan_out

@@ -178,6 +178,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.clause("C6")
 def test_a_driver_that_is_killed_leaves_no_host_looping_or_leased(small, spawn, tmp_path):
     spawn(0)
     actors = [

@@ -10,6 +10,8 @@ from matrix import CELLS, Cell, covering, ids, run
 from cgexec import GraphConfig
 from cgexec.testing import MISBEHAVIOURS, SHAPES, LocalActor, Recorder
 
+pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C4")]
+
 # What the engine cannot show: it would end the process that the tests run in.
 NOT_HERE = {name for name, each in MISBEHAVIOURS.items() if each.ends_process}
 CONFIG = GraphConfig(engine="in_process", teardown_timeout_s=0.2)

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from cgexec import GraphConfig
 from cgexec.testing import MISBEHAVIOURS, LocalActor, Recorder
 
+pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C3"), pytest.mark.clause("C4")]
+
 
 class LocalCalls(Calls):
     """Whoever waits does the work, so that an example always goes the same way."""

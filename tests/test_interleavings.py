@@ -14,6 +14,8 @@ from pool import WAYS, Pool, check_that_nothing_is_left, check_that_nothing_is_o
 
 from cgexec import GraphConfig
 
+pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C3"), pytest.mark.clause("C4")]
+
 SETTINGS = settings(
     max_examples=int(os.environ.get("CGEXEC_REAL_EXAMPLES", "6")),
     stateful_step_count=15,

@@ -12,7 +12,7 @@ from conftest import eventually
 from matrix import Trial, lost_of
 from pool import WAYS, Pool, check_that_nothing_is_left, check_that_nothing_is_open
 
-from cgexec import GraphExecutor, JobError, JobPreempted, JobSucceeded, RebuildPolicy
+from cgexec import GraphClosedError, GraphExecutor, JobError, JobPreempted, JobSucceeded, RebuildPolicy
 from cgexec.testing import SHAPES, resume, stop
 from cgexec.testing.leftovers import is_running
 
@@ -156,3 +156,51 @@ def test_one_dead_and_one_stopped_host_are_both_lost_within_the_bounds(site):
     resume(trial.actors[1], trial.pids[1])
     assert time.monotonic() - started < 1.0 + 0.5 + 20, "a build on live hosts takes less"
     assert trial.graph.generation == 1
+
+
+class Ending(Site):
+    """A site whose graph is closed by the test."""
+
+    def end(self) -> None:
+        assert self._trial is not None
+        for actor, pid in zip(self._trial.actors, self._trial.pids, strict=True):
+            resume(actor, pid)
+        check_that_nothing_is_left(self._pool)
+        check_that_nothing_is_open(self._pool, [actor for actor in self._trial.actors if actor in self._pool.actors])
+
+
+@pytest.fixture(params=WAYS)
+def ending(pool: Pool, request: pytest.FixtureRequest) -> Iterator[Ending]:
+    made = Ending(pool, request.param)
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize("what", ["sleeps", "stopped"])
+def test_close_returns_in_time_and_names_who_was_stuck(ending, what):
+    trial = ending.trial("chain")
+    execution = trial.submit(trial.message(f"sleep:{NEVER_S}" if what == "sleeps" else "sleep:0.1"))
+    assert execution.status(0.05).info.state == "pending"
+    if what == "stopped":
+        stop(trial.actors[0], trial.pids[0])
+    started = time.monotonic()
+    trial.graph.close(timeout_s=2)
+    assert time.monotonic() - started < 2 + 5
+    status = execution.status(0)
+    assert isinstance(status, JobError)
+    assert isinstance(status.error, GraphClosedError)
+    assert lost_of(trial.graph) == (0,)
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_host_that_dies_while_the_graph_is_closed_keeps_nobody_waiting(ending, position):
+    trial = ending.trial("chain")
+    messages = [trial.message("sleep:0.05") for _ in range(4)]
+    executions = [trial.submit(message) for message in messages]
+    closing = threading.Thread(target=trial.graph.close, args=(30,))
+    closing.start()
+    trial.befall("killed-process", position)
+    closing.join(60)
+    assert not closing.is_alive()
+    for execution, message in zip(executions, messages, strict=True):
+        assert isinstance(trial.settle(execution, message), (JobSucceeded, JobPreempted))

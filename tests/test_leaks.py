@@ -21,8 +21,9 @@ from conftest import eventually, is_running, live_actors, open_files
 from pool import WAYS, Pool
 from ray import cloudpickle
 
-from cgexec import GraphExecutor, GraphState, JobSucceeded, RebuildPolicy, fan_out
-from cgexec.testing import Message, kill_process
+from cgexec import GraphConfig, GraphExecutor, GraphState, JobSucceeded, RebuildPolicy, fan_out
+from cgexec.engine.preparation import graphs_running
+from cgexec.testing import Message, kill, kill_process, pid_of
 
 pytestmark = pytest.mark.clause("C6")
 
@@ -161,3 +162,34 @@ def test_a_graph_that_is_forgotten_is_closed(pool, way):
     assert eventually(lambda: threads_of_graphs() == 0, 5.0), [thread.name for thread in threading.enumerate()]
     with GraphExecutor(actors, fan_out("work"), config=WAYS[way]) as another:  # the actors are free
         assert isinstance(another.execute(Message(2)), JobSucceeded)
+
+
+class Keeper:
+    """Drives a graph from inside an actor, and does not close it."""
+
+    def __init__(self) -> None:
+        self.graph: GraphExecutor | None = None
+
+    def open(self, actors: list[Any], config: GraphConfig) -> Any:
+        """Build the graph; return what it answers."""
+        self.graph = GraphExecutor(actors, fan_out("work"), config=config)
+        return self.graph.execute(Message(1)).result
+
+
+def loops_run(_instance: Any) -> bool:
+    """Return whether a graph's loop runs in the actor."""
+    return bool(graphs_running())
+
+
+@pytest.mark.parametrize("end", [kill, kill_process])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_driver_actor_that_is_killed_leaves_no_host_looping_or_leased(pool, way, end):
+    actors = pool.take(HOSTS)
+    keeper = ray.remote(Keeper).options(num_cpus=0).remote()
+    assert [each.number for each in ray.get(keeper.open.remote(actors, WAYS[way]))] == [1] * HOSTS
+    pid = pid_of(keeper)
+    end(keeper)
+    assert eventually(lambda: not is_running(pid))
+    with GraphExecutor(actors, fan_out("work"), config=WAYS[way]) as graph:
+        assert [each.number for each in graph.execute(Message(2)).result] == [2] * HOSTS
+    assert not any(ray.get([actor.__ray_call__.remote(loops_run) for actor in actors]))

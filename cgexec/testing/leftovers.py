@@ -8,11 +8,21 @@ from pathlib import Path
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process exists and has not ended."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    """Return whether a process exists and has not ended.
+
+    Its first thread ends before the others do, and what it has open is closed by the last.
+    """
+    return any(state not in "ZX" for state in thread_states(pid))
+
+
+def thread_states(pid: int) -> list[str]:
+    """Return the state of each thread of a process, a letter as in ``proc(5)``; none if there is no such process."""
+    states = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                states.append((thread / "stat").read_text().rsplit(") ", 1)[1][0])
+    return states
 
 
 def left_open(pids: Iterable[int]) -> list[str]:

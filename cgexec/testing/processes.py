@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.local_actor import LocalActor, process_of
+from cgexec.testing.leftovers import thread_states
 
 _PID_TIMEOUT_S = 30.0
 _STOPS_WITHIN_S = 10.0
@@ -57,26 +57,11 @@ def stop(actor: Any, pid: int | None = None) -> None:
     pid = pid or pid_of(actor)
     _send(signal.SIGSTOP, actor, pid)
     deadline = Deadline.after(_STOPS_WITHIN_S)
-    while not _has_stopped(pid):
+    # A signal takes effect on each thread only as it next runs.
+    while not all(state in "TXZ" for state in thread_states(pid)):
         if deadline.remaining_s() == 0:
             raise TimeoutError(f"process {pid} has not stopped")
         time.sleep(0.001)
-
-
-def _has_stopped(pid: int) -> bool:
-    """Return whether every thread of a process has stopped or ended: a signal takes effect only as each next runs."""
-    try:
-        states = [_state(thread) for thread in Path(f"/proc/{pid}/task").iterdir()]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return all(state in "TXZ" for state in states)
-
-
-def _state(thread: Path) -> str:
-    try:
-        return (thread / "stat").read_text().rsplit(") ", 1)[1][0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
 
 
 def resume(actor: Any, pid: int | None = None) -> None:

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-FOR_EACH = {"small", "way", "site", "trial"}
+FOR_EACH = {"small", "way", "site", "ending", "trial"}
 
 # What Ray's channels cannot do; the README has the same in its table.
 RAY_CANNOT = {

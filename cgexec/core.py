@@ -355,10 +355,10 @@ class GraphCore:
                 self._lifecycle.apply(GraphEvent.GAVE_UP, time.monotonic(), _one_line(reason))
             self._changed.notify_all()
 
-    def drain(self, deadline: Deadline) -> None:
-        """Settle what is in flight, as far as it arrives before the deadline."""
+    def drain(self, deadline: Deadline, unless: Callable[[], bool] = lambda: False) -> None:
+        """Settle what is in flight, as far as it arrives before the deadline, and before ``unless()``."""
         with self._changed:
-            self._reader.until(lambda: not self._reader.in_flight, deadline)
+            self._reader.until(lambda: not self._reader.in_flight or unless(), deadline)
 
     def close(self) -> bool:
         """Take no more executions; False if the graph was closed before."""
@@ -369,10 +369,10 @@ class GraphCore:
             self._changed.notify_all()
             return True
 
-    def abandon(self, error: Exception, timeout_s: float) -> Engine | None:
+    def abandon(self, error: Exception) -> Engine | None:
         """Settle what is still in flight with ``error``, and return the engine, to be torn down by the caller."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._reader.reading, timeout_s)
+            self._changed.wait_for(lambda: not self._reader.reading, 5 * LONGEST_WAIT_S)
             engine, self._reader.engine, self._why = self._reader.engine, None, Break((), error)
             while self._reader.in_flight:
                 self._lose_locked(self._reader.in_flight.popleft())

@@ -274,17 +274,10 @@ class GraphExecutor:
             raise
         finally:
             error = GraphClosedError(f"graph {self._core.name!r} was closed while this was in flight; it may have run")
-            self._engine_left = self._core.abandon(error, _STOP_MARGIN_S) or self._engine_left
+            self._engine_left = self._core.abandon(error) or self._engine_left
             self._supervisor.stop(max(_STOP_MARGIN_S, deadline.slice_s(threading.TIMEOUT_MAX)))
             if self._engine_left is not None:
-                self._tear_down(self._engine_left, deadline)
-
-    def _tear_down(self, engine: Any, deadline: Deadline) -> None:
-        infos = {member.info.host_id: member.info for member in self._core.members}
-        for host_id, cause in engine.tear_down(deadline.slice_s(threading.TIMEOUT_MAX)).items():
-            _logger.warning("graph %r: %s", self._core.name, cause)
-            lost = LostHost(replace(infos[host_id], healthy=False, failed=True), self.generation, cause)
-            self._core.note_lost([lost])
+                self._supervisor.tear_down(self._core, self._engine_left, deadline)
 
     def __enter__(self) -> GraphExecutor:
         return self

@@ -146,7 +146,7 @@ class Supervisor:
                 match event:
                     case _Broke(engine, seen) if core.current_engine() is engine:
                         self._handle_break(core, engine, seen)
-                    case _GivenUp(engine, why) if not engine.session_over:
+                    case _GivenUp(engine, why) if core.current_engine() is engine and not engine.session_over:
                         self._break_off(core, engine, why, given_up=dict(why.errors))
                     case _Requested(done):
                         self._handle_request(core, done)
@@ -206,12 +206,22 @@ class Supervisor:
         if not core.close():
             return
         _logger.warning("graph %r was not closed, and nothing refers to it any more: it is closed now", core.name)
-        deadline = Deadline.after(self._teardown_timeout_s)
-        core.drain(deadline)
-        error = GraphClosedError(f"graph {core.name!r} was forgotten while this was in flight; it may have run")
-        engine = core.abandon(error, deadline.remaining_s())
+        deadline, engine = Deadline.after(self._teardown_timeout_s), core.current_engine()
         if engine is not None:
-            engine.tear_down(deadline.remaining_s())
+            core.drain(deadline, unless=lambda: engine.broken)
+            if engine.broken:
+                self._handle_break(core, engine, RayChannelError("an actor left the graph"))
+        error = GraphClosedError(f"graph {core.name!r} was forgotten while this was in flight; it may have run")
+        left = core.abandon(error)
+        if left is not None:
+            self.tear_down(core, left, deadline)
+
+    def tear_down(self, core: GraphCore, engine: Engine, deadline: Deadline) -> None:
+        """Tear down the last generation of a closed graph; names the hosts that did not leave. Any thread."""
+        infos = {member.info.host_id: member.info for member in core.members}
+        for host_id, cause in engine.tear_down(deadline.slice_s(threading.TIMEOUT_MAX)).items():
+            _logger.warning("graph %r: %s", core.name, cause)
+            core.note_lost([LostHost(replace(infos[host_id], healthy=False, failed=True), core.generation, cause)])
 
     def _end_with_ray(self, core: GraphCore, engine: Engine) -> None:
         """Ray was shut down under the graph, which has torn itself down: say so, and call nothing of Ray's any more."""

@@ -28,6 +28,7 @@ from cgexec.engine.preparation import (
     ActorReport,
     call_all,
     call_out,
+    kill_hosts,
     probe,
     pulses_by_host,
     release,
@@ -295,9 +296,7 @@ class ActorCallsEngine:
 
     def kill(self, host_ids: Collection[int]) -> None:
         """Kill the actors of these hosts."""
-        for member in self._members:
-            if member.info.host_id in host_ids:
-                ray.kill(member.actor)
+        kill_hosts(self._members, host_ids)
 
     def hurry(self, timeout_s: float) -> None:
         """Shorten a teardown."""

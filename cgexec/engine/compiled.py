@@ -50,6 +50,7 @@ from cgexec.engine.preparation import (
     ActorReport,
     await_loops,
     call_out,
+    kill_hosts,
     pulses_by_host,
     release,
     unavailable,
@@ -303,9 +304,7 @@ class CompiledEngine:
 
     def kill(self, host_ids: Collection[int]) -> None:
         """Kill the actors of these hosts."""
-        for member in self._members:
-            if member.info.host_id in host_ids:
-                ray.kill(member.actor)
+        kill_hosts(self._members, host_ids)
 
     def hurry(self, timeout_s: float) -> None:
         """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -315,6 +315,14 @@ def pulses_by_host(members: Sequence[Member], by_actor: Mapping[str, Pulse | Non
     """Return the signs of life by host. One that has no control connection was not asked."""
     names = {member.info.host_id: actor_name(member.actor) for member in members}
     return {host_id: by_actor[name] for host_id, name in names.items() if name in by_actor}
+
+
+def kill_hosts(members: Sequence[Member], host_ids: Collection[int]) -> None:
+    """Kill the actors of these hosts; does not wait for it."""
+    if ray.is_initialized():  # else the call would start a new Ray
+        for member in members:
+            if member.info.host_id in host_ids:
+                ray.kill(member.actor)
 
 
 def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:

@@ -256,7 +256,7 @@ def test_closing_settles_what_is_in_flight_once() -> None:
     execution = core.submit((1,), {})
     assert core.close()
     assert not core.close()
-    core.abandon(GraphClosedError("closed"), 1.0)
+    core.abandon(GraphClosedError("closed"))
     status = execution.status()
     assert isinstance(status, JobError)
     assert isinstance(status.error, GraphClosedError)

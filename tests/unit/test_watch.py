@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from conftest import eventually
 
-from cgexec import GraphConfig, GraphExecutor, JobPreempted, JobSucceeded, RebuildPolicy, chain
+from cgexec import GraphConfig, GraphExecutor, JobError, JobPreempted, JobSucceeded, RebuildPolicy, chain
 from cgexec.engine.protocol import Break, Pulse
-from cgexec.testing import Fault, FaultPlan, LocalActor, Message, Recorder, resume, stop
+from cgexec.supervisor import _GivenUp
+from cgexec.testing import Fault, FaultPlan, LocalActor, Message, Recorder, kill, resume, stop
 from cgexec.watch import Watch, given_up, next_look_s
 
 BUSY = Pulse("work", 12.5)
@@ -184,3 +187,37 @@ def test_a_host_stuck_in_its_method_is_given_up_if_the_policy_says_so() -> None:
         assert ready(graph, 1)(), graph.history
         assert "has been in work()" in str(graph.lost_hosts[0].cause)
         assert graph.execute(Message(3)).result.path == (1, ())
+
+
+def test_what_was_found_out_of_an_old_generation_does_not_end_the_watch_over_the_new_one() -> None:
+    actors = [LocalActor(Recorder, label) for label in range(2)]
+    with GraphExecutor(actors, chain("work"), config=LOCAL, policy=RebuildPolicy(stuck_after_s=0.3)) as graph:
+        old = graph._core.current_engine()
+        graph.rebuild()
+        assert old is not None
+        graph._supervisor._events.put(_GivenUp(old, Break(((0, RuntimeError("too late")),), RuntimeError())))
+        assert isinstance(graph.execute(Message(1, {1: ["sleep:2"]}), timeout_s=-1), JobPreempted)
+        assert ready(graph, 2)(), graph.history
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_graph_that_is_forgotten_settles_what_is_in_flight(dies: bool) -> None:
+    actors = [LocalActor(Recorder, label) for label in range(2)]
+    execution = GraphExecutor(actors, chain("work"), config=LOCAL).submit(Message(1, {0: ["sleep:0.2"]}))
+    if dies:
+        kill(actors[1])
+    status = execution.status(30)
+    assert isinstance(status, JobPreempted if dies else JobSucceeded)
+    assert eventually(lambda: not [thread for thread in threading.enumerate() if "cgexec-" in thread.name])
+
+
+def test_a_graph_that_is_forgotten_names_the_host_that_was_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    actors = [LocalActor(Recorder, label) for label in range(2)]
+    config = replace(LOCAL, teardown_timeout_s=0.1)
+    execution = GraphExecutor(actors, chain("work"), config=config).submit(Message(1, {0: ["sleep:5"]}))
+    status = execution.status(30)
+    assert isinstance(status, JobError)
+    assert "was forgotten" in str(status.error)
+    assert eventually(lambda: "host 0 was still in the graph" in caplog.text)
+    assert "it is closed now" in caplog.text

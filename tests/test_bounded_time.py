@@ -179,10 +179,10 @@ def ending(pool: Pool, request: pytest.FixtureRequest) -> Iterator[Ending]:
 @pytest.mark.parametrize("what", ["sleeps", "stopped"])
 def test_close_returns_in_time_and_names_who_was_stuck(ending, what):
     trial = ending.trial("chain")
-    execution = trial.submit(trial.message(f"sleep:{NEVER_S}" if what == "sleeps" else "sleep:0.1"))
-    assert execution.status(0.05).info.state == "pending"
     if what == "stopped":
         stop(trial.actors[0], trial.pids[0])
+    execution = trial.submit(trial.message(*((f"sleep:{NEVER_S}",) if what == "sleeps" else ())))
+    assert execution.status(0.05).info.state == "pending"
     started = time.monotonic()
     trial.graph.close(timeout_s=2)
     assert time.monotonic() - started < 2 + 5

@@ -7,9 +7,8 @@ to the next. What is carried are the same frames as in a compiled graph, and a s
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -18,21 +17,19 @@ from ray.exceptions import ActorUnavailableError, RayChannelError, RaySystemErro
 from cgexec.classify import Place, Verdict, classify
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
-from cgexec.engine.departure import Departure, stuck_host
+from cgexec.engine.departure import stuck_host
 from cgexec.engine.frames import Encoded, Kind, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.leasing import leased_actors
+from cgexec.engine.over_ray import EngineOverRay
 from cgexec.engine.plan import FromInput, FromStep, Plan, Source, local_readers, plan_of, remote_parts
 from cgexec.engine.preparation import (
     ActorReport,
     call_all,
     call_out,
-    kill_hosts,
     probe,
-    pulses_by_host,
     release,
-    unavailable,
     unreachable_host,
 )
 from cgexec.engine.protocol import (
@@ -44,7 +41,6 @@ from cgexec.engine.protocol import (
     Member,
     Output,
     OutputError,
-    Pulse,
     losses_among,
 )
 from cgexec.engine.recipe import GraphRecipe
@@ -156,7 +152,7 @@ class _Run:
         return self.refs[source.step][source.part]
 
 
-class ActorCallsEngine:
+class ActorCallsEngine(EngineOverRay):
     """One generation of a graph; see ``protocol.Engine`` for what each method promises."""
 
     def __init__(
@@ -169,24 +165,17 @@ class ActorCallsEngine:
         hub: Hub,
         on_break: Callable[[Engine], None],
     ) -> None:
+        super().__init__(members, reports, hub)
         self.spec = bound.spec
         self.capacity = recipe.settings.max_inflight.value
-        self.broken = self.condemned = self.session_over = False
-        self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
-        self.node_ids = {host_id: report.node_id for host_id, report in reports.items()}
         self._plan = plan
         self._keys = plan.input_keys()
         self._places = plan.places()
-        self._members = tuple(members)
         self._actors = {member.info.host_id: member.actor for member in members}
-        self._without_control = [member for member in members if reports[member.info.host_id].no_control]
-        self._hub = hub
         self._on_break = on_break
         self._runs: deque[_Run] = deque()
         self._cut_short: list[_Run] = []  # of which not all calls were submitted
         self._num_sent = 0
-        self._state = threading.Condition()
-        self._departure = Departure(self._state)
         self._ended: dict[int, Exception] = {}
         hub.tell_losses(self._connection_ended)
 
@@ -196,7 +185,7 @@ class ActorCallsEngine:
         self._on_break(self)
 
     def _end(self, host_id: int, error: Exception) -> None:
-        with self._state:
+        with self._changed:
             # What Ray says of a death says more than that a connection has ended.
             if host_id not in self._ended or isinstance(self._ended[host_id], ActorUnavailableError):
                 self._ended[host_id] = bare(error)
@@ -283,35 +272,11 @@ class ActorCallsEngine:
         for host_id, error in found.items():
             if classify(error, Place.LOOP) is Verdict.PREEMPTED:
                 self._end(host_id, error)
-        with self._state:
+        with self._changed:
             return Break(tuple(self._ended.items()), seen)
 
-    def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
-        """Ask over the control connections; a host that has none cannot be asked."""
-        return pulses_by_host(self._members, self._hub.controls.ask(timeout_s))
-
-    def unavailable(self, host_id: int, why: str) -> Exception:
-        """Say it as Ray does of an actor that cannot be reached."""
-        return unavailable(self._members, host_id, why)
-
-    def kill(self, host_ids: Collection[int]) -> None:
-        """Kill the actors of these hosts."""
-        kill_hosts(self._members, host_ids)
-
-    def hurry(self, timeout_s: float) -> None:
-        """Shorten a teardown."""
-        self._departure.hurry(timeout_s)
-
-    def tear_down(self, timeout_s: float) -> dict[int, Exception]:
-        """Wait for the calls that were submitted; an actor that is inside of one at the bound is killed."""
-        if not self._departure.begin():
-            return {}
-        try:
-            return self._tear_down_once(timeout_s)
-        finally:
-            self._departure.end()
-
     def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
+        """Wait for the calls that were submitted; an actor that is inside of one at the bound is killed."""
         self.broken = True
         self.hurry(timeout_s)
         graph_id = self._hub.key.graph_id

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, cast
@@ -32,7 +32,7 @@ from ray.exceptions import RayChannelError, RayChannelTimeoutError
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
 from cgexec.engine.compilation import kill_helper
-from cgexec.engine.departure import Departure, stuck_host
+from cgexec.engine.departure import stuck_host
 from cgexec.engine.driver_ends import (
     ANY_EXECUTION,
     InputEnd,
@@ -46,14 +46,12 @@ from cgexec.engine.driver_ends import (
 )
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
+from cgexec.engine.over_ray import EngineOverRay
 from cgexec.engine.preparation import (
     ActorReport,
     await_loops,
     call_out,
-    kill_hosts,
-    pulses_by_host,
     release,
-    unavailable,
     unreachable_host,
 )
 from cgexec.engine.protocol import (
@@ -65,7 +63,6 @@ from cgexec.engine.protocol import (
     Output,
     OutputError,
     OutputPort,
-    Pulse,
     SendTimeoutError,
 )
 from cgexec.engine.steps import Taken
@@ -83,7 +80,7 @@ _SHUTDOWN_TEARDOWN_S = 1.0
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 
 
-class CompiledEngine:
+class CompiledEngine(EngineOverRay):
     """One compiled graph; see ``protocol.Engine`` for what each method promises."""
 
     def __init__(
@@ -96,16 +93,9 @@ class CompiledEngine:
         hub: Hub,
         on_break: Callable[[Engine], None],
     ) -> None:
+        super().__init__(members, reports, hub)
         self.spec: GraphSpec = bound.spec
-        self.broken = False
-        self.condemned = False
-        self.session_over = False
         self._compiled = compiled
-        self._members = tuple(members)
-        self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
-        self.node_ids = {host_id: report.node_id for host_id, report in reports.items()}
-        self._hub = hub
-        self._without_control = [member for member in members if reports[member.info.host_id].no_control]
         self._read_slice_s = settings.read_iteration_timeout_s.value
         self._settled_in = False
         self._on_break = on_break
@@ -130,8 +120,6 @@ class CompiledEngine:
 
         self._ray_teardown = compiled.teardown
         compiled.teardown = self._when_ray_tears_down
-        self._loops_changed = threading.Condition()
-        self._departure = Departure(self._loops_changed)
         self._ended: dict[int, BaseException | None] = {}  # in the order in which the loops ended
         self._unreachable: dict[int, Exception] = {}  # the hosts whose control connection has ended
         self._loops: dict[int, ray.ObjectRef[Any]] = {}
@@ -145,15 +133,15 @@ class CompiledEngine:
 
     def _loop_ended(self, host_id: int, ended: Future[Any]) -> None:
         """Note that a loop has ended. Called on one of Ray's threads, where nothing may block."""
-        with self._loops_changed:
+        with self._changed:
             self._ended[host_id] = ended.exception()
-            self._loops_changed.notify_all()
+            self._changed.notify_all()
         self._note_break()
 
     def _connection_ended(self, actor_id: str) -> None:
         """Note that a host can no longer be reached. Called on the hub's thread, sooner than Ray sees a death."""
         host_id, error = unreachable_host(self._members, actor_id)
-        with self._loops_changed:
+        with self._changed:
             self._unreachable[host_id] = error
         self._note_break()
 
@@ -183,7 +171,7 @@ class CompiledEngine:
         self._settled_in = not missing
         if not missing and not self.broken:
             return None
-        with self._loops_changed:
+        with self._changed:
             ended = [f"the loop of host {host_id} ended with {error!r}" for host_id, error in self._ended.items()]
         what = "; ".join([missing or "a host left it", *ended])
         return Break(losses, RayChannelError(f"its channels could not be opened: {what}"))
@@ -277,40 +265,16 @@ class CompiledEngine:
         def culprits() -> tuple[tuple[int, Exception], ...]:
             return tuple((host_id, e) for host_id, e in self._ended.items() if isinstance(e, Exception))
 
-        with self._loops_changed:
-            self._loops_changed.wait_for(lambda: culprits() or len(self._ended) == len(self._loops), timeout_s)
+        with self._changed:
+            self._changed.wait_for(lambda: culprits() or len(self._ended) == len(self._loops), timeout_s)
             return Break(culprits() or tuple(self._unreachable.items()), seen)
 
-    def tear_down(self, timeout_s: float) -> dict[int, Exception]:
+    def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
         """Let Ray tear the graph down off to the side; kill the actors whose loop has not ended at the bound.
 
         Killing first what is stuck is what makes Ray's own teardown end: it waits for every actor in turn, 30 s for
         one that is stopped and for ever for one that is inside a method.
         """
-        if not self._departure.begin():
-            return {}
-        try:
-            return self._tear_down_once(timeout_s)
-        finally:
-            self._departure.end()
-
-    def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
-        """Ask over the control connections; a host that has none cannot be asked."""
-        return pulses_by_host(self._members, self._hub.controls.ask(timeout_s))
-
-    def unavailable(self, host_id: int, why: str) -> Exception:
-        """Say it as Ray does of an actor that cannot be reached."""
-        return unavailable(self._members, host_id, why)
-
-    def kill(self, host_ids: Collection[int]) -> None:
-        """Kill the actors of these hosts."""
-        kill_hosts(self._members, host_ids)
-
-    def hurry(self, timeout_s: float) -> None:
-        """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""
-        self._departure.hurry(timeout_s)
-
-    def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
         self.broken = True
         self.hurry(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
         graph_id = self._hub.key.graph_id
@@ -353,16 +317,16 @@ class CompiledEngine:
         Ray may not see that for as long as a child that the process forked lives.
         """
         unreachable_by = Deadline.after(_UNREACHABLE_S)
-        with self._loops_changed:
+        with self._changed:
             while (running := self._loops.keys() - self._ended.keys()) and self._departure.by.remaining_s() > 0:
                 if running <= self._unreachable.keys():
                     if unreachable_by.remaining_s() == 0:
                         return
-                    self._loops_changed.wait(min(unreachable_by.remaining_s(), self._departure.by.remaining_s()))
+                    self._changed.wait(min(unreachable_by.remaining_s(), self._departure.by.remaining_s()))
                 else:
-                    self._loops_changed.wait(self._departure.by.slice_s(threading.TIMEOUT_MAX))
+                    self._changed.wait(self._departure.by.slice_s(threading.TIMEOUT_MAX))
 
     def _is_running(self, member: Member) -> bool:
         host_id = member.info.host_id
-        with self._loops_changed:
+        with self._changed:
             return host_id in self._loops and host_id not in self._ended

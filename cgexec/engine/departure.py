@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from ray.exceptions import RayChannelTimeoutError
 
@@ -21,17 +22,20 @@ class Departure:
         self.begun = False
         self.by = Deadline.after(-1)
 
-    def begin(self) -> bool:
-        """Return whether it is the caller's to tear down; a second caller waits for the first, within a bound."""
+    def leave(self, tear_down: Callable[[], dict[int, Exception]]) -> dict[int, Exception]:
+        """Tear down, if nobody has begun to: return the hosts that had to be killed.
+
+        A second caller waits for the first, within a bound, and returns none.
+        """
         with self._changed:
             first, self.begun = not self.begun, True
         if not first:
             self._done.wait(_SECOND_WAITS_S)
-        return first
-
-    def end(self) -> None:
-        """Let a second caller go on."""
-        self._done.set()
+            return {}
+        try:
+            return tear_down()
+        finally:
+            self._done.set()
 
     def hurry(self, timeout_s: float) -> None:
         """Bring the bound forward to ``timeout_s`` from now, if that is sooner."""

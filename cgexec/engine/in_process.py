@@ -268,12 +268,7 @@ class InProcessEngine:
 
     def tear_down(self, timeout_s: float) -> dict[int, Exception]:
         """Take the steps back that have not begun, and wait for those that have; a stopped host never leaves."""
-        if not self._departure.begin():
-            return {}
-        try:
-            return self._tear_down_once(timeout_s)
-        finally:
-            self._departure.end()
+        return self._departure.leave(partial(self._tear_down_once, timeout_s))
 
     def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
         with world:

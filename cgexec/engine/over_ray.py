@@ -1,0 +1,50 @@
+"""What the engines over Ray's actors have in common: hosts that are leased, reached, asked, killed and left."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+from cgexec.engine.departure import Departure
+from cgexec.engine.hub import Hub
+from cgexec.engine.preparation import ActorReport, kill_hosts, pulses_by_host, unavailable
+from cgexec.engine.protocol import Member, Pulse
+
+
+class EngineOverRay(ABC):
+    """See ``protocol.Engine``. ``_changed`` guards what a subclass notes of the hosts that have left."""
+
+    def __init__(self, members: Sequence[Member], reports: Mapping[int, ActorReport], hub: Hub) -> None:
+        self.broken = self.condemned = self.session_over = False
+        self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
+        self.node_ids = {host_id: report.node_id for host_id, report in reports.items()}
+        self._members = tuple(members)
+        self._without_control = [member for member in members if reports[member.info.host_id].no_control]
+        self._hub = hub
+        self._changed = threading.Condition()
+        self._departure = Departure(self._changed)
+
+    def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
+        """Ask over the control connections; a host that has none cannot be asked."""
+        return pulses_by_host(self._members, self._hub.controls.ask(timeout_s))
+
+    def unavailable(self, host_id: int, why: str) -> Exception:
+        """Say it as Ray does of an actor that cannot be reached."""
+        return unavailable(self._members, host_id, why)
+
+    def kill(self, host_ids: Collection[int]) -> None:
+        """Kill the actors of these hosts."""
+        kill_hosts(self._members, host_ids)
+
+    def hurry(self, timeout_s: float) -> None:
+        """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""
+        self._departure.hurry(timeout_s)
+
+    def tear_down(self, timeout_s: float) -> dict[int, Exception]:
+        """Leave the actors, and kill those that have not left in time."""
+        return self._departure.leave(partial(self._tear_down_once, timeout_s))
+
+    @abstractmethod
+    def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]: ...

@@ -330,14 +330,14 @@ def _slow(trial: Trial) -> list[JobStatus]:
 def _stops(shape: Shape) -> list[Cell]:
     lost, kept = ((1,), (VICTIM,)), ((0,), ())
     gives_up, waits = (JobPreempted,), (JobSucceeded,)
-    first, busy = partial(_stopped_for_a_while, orders=()), partial(_stopped_for_a_while, orders=("sleep:0.1",))
+    first, busy = partial(_stopped_for_a_while, orders=()), partial(_stopped_for_a_while, orders=("sleep:1",))
     soon: dict[str, Any] = {"policy": {"probe_timeout_s": 0.5}}
     bounded: dict[str, Any] = {"config": {"build_timeout_s": 1.5}}
     tearing, building = (partial(each, befall=_stop_for_good) for each in (_during_teardown, _during_build))
     return [
         Cell("stopped", "idle", shape.name, (), *lost, _stopped_while_idle),
         Cell("stopped", "before-submit", shape.name, gives_up, *lost, partial(_stopped, orders=()), **soon),
-        Cell("stopped", "in-flight", shape.name, gives_up, *lost, partial(_stopped, orders=("sleep:0.2",)), **soon),
+        Cell("stopped", "in-flight", shape.name, gives_up, *lost, partial(_stopped, orders=("sleep:1",)), **soon),
         Cell("stopped", "during-teardown", shape.name, (), *lost, tearing),
         Cell("stopped", "during-build", shape.name, (), *lost, building, **bounded),
         Cell("stopped-for-a-while", "before-submit", shape.name, waits, *kept, first),

@@ -45,8 +45,8 @@ _STOP_MARGIN_S = 0.5  # what close() may take beyond its timeout for each of: th
 class GraphExecutor:
     """A Ray Compiled Graph over one actor per host. Also a context manager, which is the way to use it.
 
-    One that is neither closed nor referred to any more is closed, with a warning in the log; one whose own hooks refer
-    to it is referred to.
+    One that is neither closed nor referred to any more is closed, as by ``close()``, with a warning in the log. An
+    ``Execution`` does not refer to it; hooks of its own may.
 
     Args:
         hosts: a ``HostGroup``, or a list of actor handles, one per host.

@@ -19,8 +19,11 @@ def is_interruption(error: BaseException) -> bool:
     That is so for what is no ``Exception``, and for one that was raised in a signal handler, which Python runs on the
     main thread, between any two steps of it.
     """
-    if not isinstance(error, Exception):
-        return True
+    return not isinstance(error, Exception) or was_raised_by_a_handler(error)
+
+
+def was_raised_by_a_handler(error: BaseException) -> bool:
+    """Return whether ``error``, just caught, was raised in a signal handler, which Python runs on the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return False
     handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}

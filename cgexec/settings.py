@@ -63,17 +63,20 @@ def _is_number(value: object) -> bool:
         return False
 
 
+LONGEST_S = 1e9  # what Ray, sockets and locks count in takes little more
+
+
 def check_wait(name: str, value: Any, source: str) -> float:
     """Return ``value`` as seconds to wait: 0 or more, or -1 for ever. Raises ValueError for anything else."""
-    if not _is_number(value) or (value < 0 and value != -1):
-        raise _refuse(name, value, source, "seconds, 0 or more; or -1 to wait for ever")
+    if not _is_number(value) or (value < 0 and value != -1) or value > LONGEST_S:
+        raise _refuse(name, value, source, f"seconds, 0 or more, to {LONGEST_S:g}; or -1 to wait for ever")
     return float(value)
 
 
 def check_duration(name: str, value: Any, source: str) -> float:
     """Return ``value`` as a bound in seconds, more than 0. Raises ValueError for anything else."""
-    if not _is_number(value) or value <= 0:
-        raise _refuse(name, value, source, "seconds, more than 0")
+    if not _is_number(value) or value <= 0 or value > LONGEST_S:
+        raise _refuse(name, value, source, f"seconds, more than 0, to {LONGEST_S:g}")
     return float(value)
 
 
@@ -100,8 +103,8 @@ def check_limit(name: str, value: Any, source: str) -> int:
 
 def check_pause(name: str, value: Any, source: str) -> float:
     """Return ``value`` as a pause in seconds, which may be 0. Raises ValueError for anything else."""
-    if not _is_number(value) or value < 0:
-        raise _refuse(name, value, source, "seconds, 0 or more")
+    if not _is_number(value) or value < 0 or value > LONGEST_S:
+        raise _refuse(name, value, source, f"seconds, 0 or more, to {LONGEST_S:g}")
     return float(value)
 
 

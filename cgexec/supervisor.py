@@ -41,6 +41,7 @@ from cgexec.watch import Watch
 _logger = logging.getLogger(__name__)
 
 _MOST_FRUITLESS_BUILDS = 5  # in a row, that failed though every host answers
+_A_HOST_LEFT = RayChannelError("an actor left the graph")
 _CULPRIT_TIMEOUT_S = 1.0  # a dead actor's loop is reported within 90 ms of its channels closing
 
 
@@ -132,7 +133,7 @@ class Supervisor:
             self._thread.join(timeout_s)
 
     def _on_break(self, engine: Engine) -> None:
-        self.broke(engine, RayChannelError("an actor left the graph"))
+        self.broke(engine, _A_HOST_LEFT)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ class Supervisor:
         self, core: GraphCore, engine: Engine, why: Break, given_up: Mapping[int, Exception] = MappingProxyType({})
     ) -> None:
         """End a generation that has broken, or whose hosts were ``given_up``, and go on with the next one."""
-        self._watch.rest()
+        self._watch.rest(engine)
         if not core.break_off(engine, why):
             return
         engine.kill(given_up.keys())
@@ -197,7 +198,7 @@ class Supervisor:
         if core.happened(GraphEvent.REBUILD, "after a system error"):
             self._rebuild(core, engine, why, given_up)
         else:
-            engine.tear_down(self._teardown_timeout_s)
+            self.tear_down(core, engine, Deadline.after(self._teardown_timeout_s))
 
     def _close(self, core: GraphCore) -> None:
         """Close a graph that was forgotten, as its ``close()`` would."""
@@ -210,7 +211,7 @@ class Supervisor:
         if engine is not None:
             core.drain(deadline, unless=lambda: engine.broken)
             if engine.broken:
-                self._handle_break(core, engine, RayChannelError("an actor left the graph"))
+                self._handle_break(core, engine, _A_HOST_LEFT)
         error = GraphClosedError(f"graph {core.name!r} was forgotten while this was in flight; it may have run")
         left = core.abandon(error)
         if left is not None:
@@ -224,28 +225,37 @@ class Supervisor:
             core.note_lost([LostHost(replace(infos[host_id], healthy=False, failed=True), core.generation, cause)])
 
     def _end_with_ray(self, core: GraphCore, engine: Engine) -> None:
-        """Ray was shut down under the graph, which has torn itself down: say so, and call nothing of Ray's any more."""
+        """Ray was shut down under the graph: say so, let go of what is left here, and ask Ray for nothing."""
         reason = _ended_with_ray()
         if core.break_off(engine, Break((), reason)):
             core.fail(reason, ())
+            engine.tear_down(0)
 
     def _handle_request(self, core: GraphCore, done: Future[None]) -> None:
         if core.state is GraphState.READY and core.happened(GraphEvent.REBUILD, "on request"):
             engine = core.current_engine()
             if engine is not None:
-                core.drain(Deadline.after(self._teardown_timeout_s))
-                self._watch.rest()
-                why = Break(
-                    (), CgexecError("the graph was rebuilt on request while this was in flight; it may have run")
-                )
-                if core.break_off(engine, why):
-                    self._rebuild(core, engine, why)
+                self._end_on_request(core, engine)
         if core.state is GraphState.READY:
             done.set_result(None)
         elif core.state is GraphState.CLOSED:
             done.set_exception(GraphClosedError(f"graph {core.name!r} is closed"))
         else:
             done.set_exception(core.failure or GraphFailedError(f"graph {core.name!r} has failed"))
+
+    def _end_on_request(self, core: GraphCore, engine: Engine) -> None:
+        """Settle what is in flight and go on with the next generation; a host may leave meanwhile."""
+        core.drain(Deadline.after(self._teardown_timeout_s), unless=lambda: engine.broken)
+        why = Break((), CgexecError("the graph was rebuilt on request while this was in flight; it may have run"))
+        if engine.session_over:
+            self._end_with_ray(core, engine)
+            return
+        if engine.broken:
+            why = engine.why_broken(_A_HOST_LEFT, _CULPRIT_TIMEOUT_S)
+            core.happened(GraphEvent.SYSTEM_ERROR, f"before the rebuild: {_named(why.error)}")
+        self._watch.rest(engine)
+        if core.break_off(engine, why):
+            self._rebuild(core, engine, why)
 
     def _rebuild(
         self, core: GraphCore, old: Engine, why: Break, given_up: Mapping[int, Exception] = MappingProxyType({})
@@ -305,7 +315,7 @@ class Supervisor:
         if core.open(engine, located):
             self._watch.begin(engine)
             return True
-        engine.tear_down(self._teardown_timeout_s)
+        self.tear_down(core, engine, Deadline.after(self._teardown_timeout_s))
         return False
 
     def _probe(

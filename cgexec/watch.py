@@ -76,17 +76,21 @@ class Watch:
             self._engine = engine
             self._look_by_locked(time.monotonic() + next_look_s({}, self._policy))
 
-    def rest(self) -> None:
-        """Watch no longer, until there is a new generation."""
+    def rest(self, engine: Engine) -> None:
+        """Watch over this generation no longer."""
         with self._changed:
-            self._engine, self._due_at = None, math.inf
-            self._changed.notify_all()
+            if engine is self._engine:
+                self._rest_locked()
 
     def end(self) -> None:
         """Watch no more."""
         with self._changed:
             self._ended = True
-        self.rest()
+            self._rest_locked()
+
+    def _rest_locked(self) -> None:
+        self._engine, self._due_at = None, math.inf
+        self._changed.notify_all()
 
     def wait_ran_out(self, engine: Engine) -> None:
         """Look soon: ``engine`` has kept somebody waiting. Does not wait for it."""

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import weakref
 
 import pytest
 import ray
@@ -12,7 +13,7 @@ from ray.experimental.channel import IntraProcessChannel, SynchronousWriter
 from ray.experimental.channel.cached_channel import CachedChannel
 from ray.experimental.channel.common import ChannelOutputType
 from ray.experimental.channel.shared_memory_channel import CompositeChannel, SharedMemoryType
-from workers import request
+from workers import AsyncWorker, request
 
 from cgexec.engine import preparation, ray_context
 
@@ -122,3 +123,26 @@ def test_a_node_knows_how_many_values_its_method_returns(spawn):
         left, right = actor.two.options(num_returns=2).bind(inp)
     assert left.class_method_call.num_returns == 2
     assert (left.output_idx, right.output_idx) == (0, 1)
+
+
+def test_an_actor_knows_how_many_calls_it_does_side_by_side(spawn):
+    actors = [*spawn(1), *spawn(1, max_concurrency=3), *spawn(1, AsyncWorker)]
+    assert ray.get([actor.__ray_call__.remote(lambda _: preparation._max_concurrency()) for actor in actors]) == [
+        1,
+        3,
+        1,
+    ]
+
+
+def test_ray_tells_every_graph_it_knows_that_it_shuts_down(local_ray, monkeypatch):
+    told = []
+
+    class Graph:
+        def teardown(self, kill_actors):
+            told.append(kill_actors)
+
+    graph = Graph()
+    monkeypatch.setattr(compiled_dag_node, "_compiled_dags", weakref.WeakValueDictionary({"a graph": graph}))
+    compiled_dag_node._shutdown_all_compiled_dags()
+    assert told == [True]
+    assert "_shutdown_all_compiled_dags()" in inspect.getsource(ray.shutdown.__wrapped__)

@@ -386,6 +386,23 @@ def test_rebuild_on_request_settles_what_is_in_flight_and_keeps_every_host(small
         assert graph.lost_hosts == []
 
 
+def test_a_host_that_dies_while_a_rebuild_waits_for_what_is_in_flight_is_a_preemption(small, spawn):
+    with GraphExecutor(spawn(2), fan_out("work"), config=replace(small, teardown_timeout_s=60)) as graph:
+        execution = graph.submit(request(1, {0: ("sleep", 600.0)}))
+        rebuilding = threading.Thread(target=graph.rebuild)
+        rebuilding.start()
+        assert eventually(lambda: graph.state is GraphState.REBUILDING)
+        ray.kill(graph.actors[0])
+        rebuilding.join(30)
+        assert not rebuilding.is_alive(), "it waits for what will not come"
+        status = execution.status(0)
+        assert isinstance(status, JobPreempted)
+        assert [lost.info.host_id for lost in status.info.lost_hosts] == [0]
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [0]
+        assert any(entry.event is GraphEvent.SYSTEM_ERROR for entry in graph.history)
+        assert labels_in(graph.execute(request(2)).result) == [(1,)]
+
+
 def test_rebuild_kills_and_names_an_actor_that_is_stuck_in_its_method(small, spawn):
     config = replace(small, teardown_timeout_s=0.5)
     with GraphExecutor(spawn(2), fan_out("work"), config=config) as graph:

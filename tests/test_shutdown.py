@@ -79,3 +79,66 @@ def test_a_graph_that_was_not_closed_ends_with_ray(tmp_path, ending, transport):
     assert (code, err) == (0, "")
     assert out.splitlines() == ["[1, 1]", *shown]
     assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)
+
+
+WAYS = {
+    "socket": "GraphConfig(max_inflight=4)",
+    "ray": 'GraphConfig(max_inflight=4, transport="ray", buffer_size_bytes=10_000)',
+    "calls": 'GraphConfig(max_inflight=4, engine="actor_calls")',
+}
+IN_FLIGHT = """
+import gc, logging, os, ray, threading, time
+from cgexec import GraphConfig, GraphExecutor, fan_out
+from cgexec.testing import Message, Recorder
+
+logging.getLogger("cgexec").setLevel("ERROR")
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+         object_store_memory=200_000_000)
+actors = [ray.remote(num_cpus=0)(Recorder).remote(label) for label in range(2)]
+graph = GraphExecutor(actors, fan_out("work"), config=CONFIG)
+print(len(graph.execute(Message(1)).result))
+execution = graph.submit(Message(2, {0: ["never-return"]}))
+def attempt(call):
+    try:
+        call()
+    except Exception as error:
+        print(type(error).__name__)
+def in_a_thread(call):
+    thread = threading.Thread(target=attempt, args=(call,))
+    thread.start()
+    return thread
+"""
+MEANWHILE = {
+    "waits": ("thread = in_a_thread(lambda: execution.status(-1))", []),
+    "closes": ("thread = in_a_thread(graph.close)", []),
+    "rebuilds": ("thread = in_a_thread(graph.rebuild)", ["GraphFailedError"]),
+    "has forgotten it": ("thread = threading.Thread(); thread.start(); del graph; gc.collect()", []),
+}
+AFTERWARDS = """
+time.sleep(0.5)
+ray.shutdown()
+thread.join(5)
+print(thread.is_alive(), ray.is_initialized(), execution.status(5).info.state != "pending")
+if "graph" in globals():
+    graph.close()
+def left():
+    return [each.name for each in threading.enumerate() if "cgexec" in each.name]
+end = time.monotonic() + 5
+while left() and time.monotonic() < end:
+    time.sleep(0.01)
+print(left())
+print(ray.is_initialized())
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+def test_ray_is_shut_down_while_somebody(tmp_path, meanwhile, way):
+    """Nobody is kept waiting, and nobody starts another Ray."""
+    doing, shown = MEANWHILE[meanwhile]
+    script = tmp_path / "script.py"
+    script.write_text(IN_FLIGHT.replace("CONFIG)", WAYS[way] + ")") + doing + AFTERWARDS)
+    code, out, err, session = run(sys.executable, str(script))
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["2", *shown, "False False True", "[]", "False"]
+    assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)

@@ -226,6 +226,15 @@ def test_an_actor_drives_a_graph_and_cannot_be_part_of_it(small, spawn):
     assert results == [(number, {}, (0, 1)) for number in range(5)]
 
 
+def test_an_actor_that_does_several_calls_at_once_is_refused_where_calls_are_what_the_graph_is_made_of(small, spawn):
+    actors = spawn(2, max_concurrency=3)
+    with pytest.raises(GraphSpecError, match=r"host 0 does 3 calls side by side .*max_concurrency"):
+        GraphExecutor(actors, fan_out("work"), config=replace(small, engine="actor_calls"))
+    with GraphExecutor(actors, fan_out("work"), config=small) as graph:
+        for number in range(10):
+            assert [each[0] for each in graph.execute(request(number)).result] == [number, number]
+
+
 def test_a_host_without_cgexec_is_refused_with_the_way_to_ship_it(small, spawn):
     actors = [*spawn(1), *spawn(1, WithoutCgexec)]
     with pytest.raises(GraphSpecError, match=r"cgexec cannot be imported on host 1 .*runtime_env"):

@@ -3,15 +3,20 @@
 Each step of each execution is one call of its actor, submitted when the execution is sent; Ray carries what one returns
 to the next. What is carried are the same frames as in a compiled graph, and a step does the same with them
 (``steps``). The actors are prepared as for a compiled graph: a lease, and a control connection that tells of a death.
+
+Private name used here: ``compiled_dag_node._compiled_dags``, the graphs whose ``teardown(kill_actors=True)`` Ray calls
+as it shuts down. Without a word before it, a thread that asks Ray for anything meanwhile may end the process.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
+from ray.dag import compiled_dag_node
 from ray.exceptions import ActorUnavailableError, RayChannelError, RaySystemError
 
 from cgexec.classify import Place, Verdict, classify
@@ -22,7 +27,7 @@ from cgexec.engine.frames import Encoded, Kind, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.leasing import leased_actors
-from cgexec.engine.over_ray import EngineOverRay
+from cgexec.engine.over_ray import EngineOverRay, SessionOverError
 from cgexec.engine.plan import FromInput, FromStep, Plan, Source, local_readers, plan_of, remote_parts
 from cgexec.engine.preparation import (
     ActorReport,
@@ -46,6 +51,7 @@ from cgexec.engine.protocol import (
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.steps import Taken
 from cgexec.engine.values import encoded_inputs, output_of
+from cgexec.errors import GraphSpecError
 from cgexec.exception_info import bare
 from cgexec.interruption import is_interruption
 
@@ -123,6 +129,7 @@ class ActorCallsBackend:
         bound = self._recipe.bind(members)
         plan = plan_of(bound, {member.actor: member.info.host_id for member in members})
         with leased_actors(self._recipe, generation, members, bound.methods, deadline) as (hub, reports):
+            _check_that_calls_keep_their_order(reports)
             losses = losses_among(
                 call_all(
                     members,
@@ -138,6 +145,15 @@ class ActorCallsBackend:
     def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
         """See ``protocol.Backend``."""
         return probe(members, timeout_s)
+
+
+def _check_that_calls_keep_their_order(reports: Mapping[int, ActorReport]) -> None:
+    for host_id, report in reports.items():
+        if report.max_concurrency > 1:
+            raise GraphSpecError(
+                f"host {host_id} does {report.max_concurrency} calls side by side (max_concurrency), in no settled "
+                "order; engine='actor_calls' needs actors that do one at a time"
+            )
 
 
 class _Run:
@@ -178,6 +194,12 @@ class ActorCallsEngine(EngineOverRay):
         self._num_sent = 0
         self._ended: dict[int, Exception] = {}
         hub.tell_losses(self._connection_ended)
+        compiled_dag_node._compiled_dags[hub.key] = self
+
+    def teardown(self, kill_actors: bool = False) -> None:
+        """End: Ray calls this of every graph that it knows, as it shuts down."""
+        self._end_with_ray(kill_actors)
+        self._on_break(self)
 
     def _connection_ended(self, actor_id: str) -> None:
         self._end(*unreachable_host(self._members, actor_id))
@@ -197,20 +219,14 @@ class ActorCallsEngine(EngineOverRay):
 
     def send(self, encoded: Sequence[Encoded], timeout_s: float) -> None:  # noqa: ARG002 - a call does not wait
         """Submit the calls of one execution."""
-        self._check_session()
         if self.broken:
             raise EngineBrokenError(RayChannelError("a host has left the graph"))
         run = _Run(self._num_sent)
         frames = [join(pack(each, self._hub.key.generation, run.number)) for each in encoded]
-        inputs = {key: ray.put(frame) for key, frame in zip(self._keys, frames, strict=True)}
         try:
-            for index, step in enumerate(self._plan.steps):
-                sources = [inputs[s.key] if isinstance(s, FromInput) else run.ref(s) for s in step.sources]
-                call = self._actors[step.origin.host_id].__ray_call__.options(
-                    num_returns=len(step.parts), max_task_retries=0
-                )
-                refs = call.remote(run_step, self._hub.key, index, run.number, *sources)
-                run.refs.append(refs if len(step.parts) > 1 else [refs])
+            self._ask_ray(partial(self._submit, run, frames))
+        except SessionOverError:
+            raise self._session_over() from None
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -220,20 +236,32 @@ class ActorCallsEngine(EngineOverRay):
         self._num_sent += 1
         self._runs.append(run)
 
-    def _check_session(self) -> None:
-        """Raise EngineBrokenError if Ray was shut down: most calls of it would start a new one."""
-        if not ray.is_initialized():
-            self.broken = self.session_over = True
-            raise EngineBrokenError(RaySystemError("Ray is not initialised in this process"))
+    def _submit(self, run: _Run, frames: Sequence[bytes]) -> None:
+        inputs = {key: ray.put(frame) for key, frame in zip(self._keys, frames, strict=True)}
+        for index, step in enumerate(self._plan.steps):
+            sources = [inputs[s.key] if isinstance(s, FromInput) else run.ref(s) for s in step.sources]
+            call = self._actors[step.origin.host_id].__ray_call__.options(
+                num_returns=len(step.parts), max_task_retries=0
+            )
+            refs = call.remote(run_step, self._hub.key, index, run.number, *sources)
+            run.refs.append(refs if len(step.parts) > 1 else [refs])
+
+    def _session_over(self) -> EngineBrokenError:
+        self.broken = self.session_over = True
+        return EngineBrokenError(RaySystemError("Ray is not initialised in this process"))
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Get the outputs that have come."""
-        deadline = Deadline.after(timeout_s)
-        self._check_session()
+        try:
+            self._collect(outputs, Deadline.after(timeout_s))
+        except SessionOverError:
+            raise self._session_over() from None
+
+    def _collect(self, outputs: list[Output | None], deadline: Deadline) -> None:
         run = self._runs[0]
         while None in outputs:
             missing = {run.ref(source): source for source, places in self._places.items() if outputs[places[0]] is None}
-            ready, _ = ray.wait(list(missing), timeout=deadline.wait_s(), fetch_local=True)
+            ready, _ = self._ask_ray(partial(ray.wait, list(missing), timeout=deadline.wait_s(), fetch_local=True))
             failed = False
             for ref in ready:
                 output = self._output(run, missing[ref], ref)
@@ -248,7 +276,9 @@ class ActorCallsEngine(EngineOverRay):
         """Return an output that has come. Raises EngineBrokenError if it is none of a method's making."""
         origin = self._plan.steps[source.step].origin
         try:
-            frame = unpack(ray.get(ref))
+            frame = unpack(self._ask_ray(lambda: ray.get(ref)))
+        except SessionOverError:
+            raise
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -259,9 +289,11 @@ class ActorCallsEngine(EngineOverRay):
     def _culprit(self, run: _Run) -> tuple[int, Exception] | None:
         """Return the first step's host of those that came to nothing, and why: Ray hands its error on to the others."""
         for step, (ref, *_) in zip(self._plan.steps, run.refs, strict=False):
-            if ray.wait([ref], timeout=0, fetch_local=False)[0]:
+            if self._wait([ref], 0)[0]:
                 try:
-                    ray.get(ref)
+                    self._ask_ray(partial(ray.get, ref))
+                except SessionOverError:
+                    raise
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
                     return step.origin.host_id, error
         return None
@@ -281,15 +313,25 @@ class ActorCallsEngine(EngineOverRay):
         self.hurry(timeout_s)
         graph_id = self._hub.key.graph_id
         self._hub.shut()
+        if self.session_over:
+            self._forget_runs()
+            return {}
         call_out(self._without_control, graph_id)
-        # All are looked at before one is killed: that ends the calls of others which wait for what it was to return.
-        stuck = [member for member in self._members if self._stays(member.info.host_id)]
-        for member in stuck:
-            ray.kill(member.actor)
-        self._runs.clear()
-        self._cut_short.clear()
+        try:
+            # All are looked at before one is killed: that ends the calls of others which wait for what it is to return.
+            stuck = [member for member in self._members if self._stays(member.info.host_id)]
+        except SessionOverError:
+            self.session_over, stuck = True, []
+        self._forget_runs()
+        if self.session_over:
+            return {}
+        self.kill({member.info.host_id for member in stuck})
         release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
         return {member.info.host_id: stuck_host(member) for member in stuck}
+
+    def _forget_runs(self) -> None:
+        self._runs.clear()
+        self._cut_short.clear()
 
     def _stays(self, host_id: int) -> bool:
         """Wait for the calls of one host; returns whether it is inside one of them when the time is up.
@@ -306,17 +348,17 @@ class ActorCallsEngine(EngineOverRay):
         ]
         while True:
             slice_s = self._departure.by.slice_s(_LOOK_S)
-            _, left = _wait([ref for ref, _ in calls], slice_s)
+            _, left = self._wait([ref for ref, _ in calls], slice_s)
             calls = [(ref, sources) for ref, sources in calls if ref in left]
-            inside = any(not _wait(sources, 0)[1] for _, sources in calls)
+            inside = any(not self._wait(sources, 0)[1] for _, sources in calls)
             if not inside or slice_s == 0:
                 return inside
 
-
-def _wait(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> tuple[set[Any], set[Any]]:
-    """Return which of ``refs`` have come within ``timeout_s``, and which have not."""
-    unique = list(dict.fromkeys(refs))
-    if not unique:
-        return set(), set()
-    come, left = ray.wait(unique, num_returns=len(unique), timeout=timeout_s, fetch_local=False)
-    return set(come), set(left)
+    def _wait(self, refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> tuple[set[Any], set[Any]]:
+        """Return which of ``refs`` have come within ``timeout_s``, and which have not."""
+        unique = list(dict.fromkeys(refs))
+        if not unique:
+            return set(), set()
+        look = partial(ray.wait, unique, num_returns=len(unique), timeout=timeout_s, fetch_local=False)
+        come, left = self._ask_ray(look)
+        return set(come), set(left)

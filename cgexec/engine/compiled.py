@@ -76,7 +76,6 @@ _logger = logging.getLogger(__name__)
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
 _UNREACHABLE_S = 5.0  # for Ray to notice that a process has gone, and to begin to restart it: else it is killed
-_SHUTDOWN_TEARDOWN_S = 1.0
 _CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 
 
@@ -283,8 +282,7 @@ class CompiledEngine(EngineOverRay):
         teardown = bounded.start(self._tear_down_ray, f"cgexec-teardown-{graph_id[:8]}")
         self._await_loops_end()
         stuck = [member for member in self._members if self._is_running(member)]
-        for member in stuck:
-            ray.kill(member.actor)
+        self.kill({member.info.host_id for member in stuck})
         try:
             bounded.wait(teardown, _CLEAN_UP_S, "Ray's teardown")
             del self._compiled.teardown  # it has nothing left to do, and would keep this object alive
@@ -307,9 +305,7 @@ class CompiledEngine(EngineOverRay):
         Ray would wait for a stuck actor for ever. And without this the graph would look broken, and its rebuild would
         run into the shutdown, or start a new Ray behind it: calls to actors do that where there is none.
         """
-        self.session_over = self.session_over or kill_actors
-        self.hurry(_SHUTDOWN_TEARDOWN_S)
-        self.tear_down(_SHUTDOWN_TEARDOWN_S)
+        self._end_with_ray(kill_actors)
 
     def _await_loops_end(self) -> None:
         """Wait for every loop to end, as long as it may take; but not long for one whose process has gone already.

@@ -28,7 +28,7 @@ class Fault:
         error: what is raised, for "raise".
 
     Raises:
-        ValueError: there is no such fault in that phase.
+        ValueError: there is no such fault, or not in that phase.
     """
 
     kind: FaultKind
@@ -45,14 +45,21 @@ class Fault:
             raise ValueError(f"{self}: in the phase {self.phase!r} no method runs, in no execution")
         if (self.kind == "raise") != (self.error is not None):
             raise ValueError(f"{self}: an error goes with the kind 'raise', and with no other")
-        if self.times < 1:
-            raise ValueError(f"{self}: times counts from 1")
+        if self.error is not None and not isinstance(self.error, BaseException):
+            raise ValueError(f"{self}: error is to be an exception, not {self.error!r}")
+        for name, value, least in (("host", self.host, 0), ("execution", self.execution, 0), ("times", self.times, 1)):
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not whole and not (name == "execution" and value is None):
+                raise ValueError(f"{self}: {name} is to be a whole number, {least} or more, not {value!r}")
 
 
 class FaultPlan:
     """Faults, and how often each has happened. May be asked from any thread."""
 
     def __init__(self, *faults: Fault) -> None:
+        for fault in faults:
+            if not isinstance(fault, Fault):
+                raise TypeError(f"a FaultPlan is made of Faults: FaultPlan(fault, fault, ...), not {fault!r}")
         self._lock = threading.Lock()
         self._left = {index: fault.times for index, fault in enumerate(faults)}
         self._faults = faults

@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayChannelErr
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.departure import Departure, stuck_host
-from cgexec.engine.fault_plan import Fault, Phase
+from cgexec.engine.fault_plan import Fault, FaultPlan, Phase
 from cgexec.engine.frames import Encoded, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.local_actor import LocalProcess, process_of, world
@@ -39,7 +39,6 @@ from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.steps import LoopEndedError, Step, Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.errors import GraphSpecError
-from cgexec.exception_info import as_plain_exception
 
 _NODE_ID = "local"
 _INLINE_PAUSE_S = 0.001  # while nothing can be done, until somebody else changes something
@@ -108,9 +107,11 @@ def _replies(members: Sequence[Member]) -> dict[int, HostReport | Exception]:
 class _Run:
     """One execution: what went in, and what has come out of each step so far. Guarded by ``world``."""
 
-    def __init__(self, number: int, counted: int, inputs: Mapping[Any, bytes], num_steps: int) -> None:
+    def __init__(
+        self, number: int, counted: Mapping[FaultPlan, int], inputs: Mapping[Any, bytes], num_steps: int
+    ) -> None:
         self.number = number
-        self.counted = counted  # by the fault plan
+        self.counted = counted  # by each fault plan
         self.inputs = inputs
         self.results: list[list[tuple[bytes | None, Any]] | None] = [None] * num_steps
         self.taken: dict[tuple[Source, int | None], Taken] = {}
@@ -140,7 +141,7 @@ class InProcessEngine:
         self.is_remote = remote_parts(self.plan)
         self._keys = self.plan.input_keys()
         self._places = self.plan.places()
-        self._faults = process_of(members[0].actor).faults
+        self._plans = {process.faults for process in self._processes.values()}
         self._runs: deque[_Run] = deque()
         self._num_sent = 0
         self._on_break = on_break
@@ -170,7 +171,7 @@ class InProcessEngine:
         """Put one execution's steps into the mailboxes."""
         number = self._num_sent
         frames = {key: join(pack(each, self.generation, number)) for key, each in encoded.items()}
-        run = _Run(number, self._faults.number_of_next(), frames, len(self.steps))
+        run = _Run(number, {plan: plan.number_of_next() for plan in self._plans}, frames, len(self.steps))
         with world:
             if self.broken:
                 raise EngineBrokenError(RayChannelError("a host has left the graph"))
@@ -241,6 +242,8 @@ class InProcessEngine:
 
     def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
         """Return what each host is doing; None for one that stays stopped."""
+        for member in self._members:
+            _meet_faults(member, "probe")
         with world:
             world.wait_for(
                 lambda: self._departure.begun or not any(process.stopped for process in self._processes.values()),
@@ -324,8 +327,8 @@ class _StepJob:
         engine, process, step = self.engine, self.engine.process(self._planned), self.engine.steps[self._index]
         host_id = step.origin.host_id
         taken = [engine.take(self._run, source, host_id) for source in self._planned.sources]
-        raised = None
-        for fault in process.faults.due(host_id, "before", self._run.counted):
+        raised, counted = None, self._run.counted[process.faults]
+        for fault in process.faults.due(host_id, "before", counted):
             if fault.kind == "stick":
                 return False
             if fault.kind == "raise":
@@ -337,21 +340,24 @@ class _StepJob:
         try:
             instance = process.instance if raised is None else _Raising(raised)
             result, failed = step.call(instance, taken, self._run.number, self._planned.resolve)
+            for fault in process.faults.due(host_id, "after", counted):
+                if fault.kind == "stick":
+                    return False
+                if fault.error is not None:
+                    result, failed = step.call(_Raising(fault.error), taken, self._run.number, self._planned.resolve)
+                else:
+                    _befall(process, fault)
         except SystemExit:
             process.die()
             return True
         except LoopEndedError as error:
             engine.end(host_id, RayTaskError(step.origin.method, str(error), error))
             return True
-        for fault in process.faults.due(host_id, "after", self._run.counted):
-            if fault.kind == "stick":
-                return False
-            if fault.kind == "raise" and fault.error is not None:
-                failed = step.failure(as_plain_exception(fault.error), process.instance)
-            else:
-                _befall(process, fault)
         self._put(process, step, result, failed)
         return True
+
+    def drop(self, _death: Exception) -> None:
+        """Nothing: the engine is told of the death."""
 
     def _put(self, process: LocalProcess, step: Step, result: Any, failed: Encoded | None) -> None:
         parts = step.put(process.instance, result, failed, self.engine.is_remote[self._index])

@@ -44,6 +44,9 @@ class Job(Protocol):
     def run(self) -> bool:
         """Do it; False if it never comes to an end. Called without ``world``."""
 
+    def drop(self, death: Exception) -> None:
+        """It will not be done any more: its process has died. Called without ``world``."""
+
 
 class LocalProcess:
     """What a local actor is beside its handle. ``world`` guards every attribute that changes."""
@@ -63,12 +66,15 @@ class LocalProcess:
         self._unsent: list[Callable[[], None]] = []
 
     def post(self, job: Job) -> None:
-        """Have a job done, behind those that were posted before. What is dead does nothing."""
+        """Have a job done, behind those that were posted before; dropped at once if the process is dead."""
         with world:
-            if self.death is None:
+            death = self.death
+            if death is None:
                 self._mailbox.append(job)
                 self._serve_locked()
                 world.notify_all()  # a job may be ready by now, and its thread still wait for one that was withdrawn
+        if death is not None:
+            job.drop(death)
 
     def withdraw(self, unwanted: Callable[[Job], bool]) -> None:
         """Take jobs back that have not been begun."""
@@ -82,10 +88,12 @@ class LocalProcess:
             if self.death is not None:
                 return
             death = self.death = error or ActorDiedError()
-            self._mailbox.clear()
+            undone, self._mailbox = self._mailbox, deque()
             self._unsent.clear()
             mourners, self.mourners = self.mourners, []
             world.notify_all()
+        for job in undone:
+            job.drop(death)
         for mourner in mourners:
             mourner(death)
 
@@ -164,6 +172,10 @@ class LocalActor(LocalHandle):
     ) -> None:
         metadata = getattr(worker, "__ray_metadata__", None)
         self._class = worker if metadata is None else metadata.modified_class
+        if not isinstance(self._class, type):
+            raise TypeError(f"a LocalActor is made of a class, not {worker!r}")
+        if faults is not None and not isinstance(faults, FaultPlan):
+            raise TypeError(f"faults is to be a FaultPlan, not {faults!r}")
         self._process = LocalProcess(self._class(*args, **kwargs), faults or FaultPlan(), inline=inline)
 
         _actors[self._process.incarnation] = self
@@ -235,8 +247,6 @@ class LocalMethod:
         call = _Call(lambda: getattr(self._actor._process.instance, self._name)(*args, **kwargs))
         process = self._actor._process
         process.post(call)
-        if process.death is not None:
-            call.future.set_exception(process.death)
         while process.inline and not call.future.done() and process.do_next():
             pass
         return call.future
@@ -265,3 +275,6 @@ class _Call:
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             self.future.set_exception(error)
         return True
+
+    def drop(self, death: Exception) -> None:
+        self.future.set_exception(death)

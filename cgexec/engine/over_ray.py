@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
+
+import ray
 
 from cgexec.engine.departure import Departure
 from cgexec.engine.hub import Hub
 from cgexec.engine.preparation import ActorReport, kill_hosts, pulses_by_host, unavailable
 from cgexec.engine.protocol import Member, Pulse
+from cgexec.interruption import was_raised_by_a_handler
+
+T = TypeVar("T")
+
+_SHUTDOWN_TEARDOWN_S = 1.0
+
+
+class SessionOverError(Exception):
+    """Ray was shut down, before or meanwhile."""
 
 
 class EngineOverRay(ABC):
@@ -24,7 +36,40 @@ class EngineOverRay(ABC):
         self._without_control = [member for member in members if reports[member.info.host_id].no_control]
         self._hub = hub
         self._changed = threading.Condition()
+        self._num_asking = 0
         self._departure = Departure(self._changed)
+
+    def _ask_ray(self, call: Callable[[], T]) -> T:
+        """Return what a call of Ray's answers.
+
+        Most of them start a new Ray where there is none, and end the process while one is shutting down; those that
+        wait then end with SystemExit.
+
+        Raises:
+            SessionOverError: Ray was shut down, or is being.
+        """
+        with self._changed:
+            if self.session_over or not ray.is_initialized():
+                raise SessionOverError
+            self._num_asking += 1
+        try:
+            return call()
+        except SystemExit as error:
+            if was_raised_by_a_handler(error):
+                raise
+            raise SessionOverError from None
+        finally:
+            with self._changed:
+                self._num_asking -= 1
+                self._changed.notify_all()
+
+    def _end_with_ray(self, kill_actors: bool) -> None:
+        """Leave at once: Ray is shutting down, if the actors are to be killed. Called by Ray, which still serves."""
+        with self._changed:
+            self.session_over = self.session_over or kill_actors
+            self._changed.wait_for(lambda: self._num_asking == 0, _SHUTDOWN_TEARDOWN_S)
+        self.hurry(_SHUTDOWN_TEARDOWN_S)
+        self.tear_down(_SHUTDOWN_TEARDOWN_S)
 
     def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
         """Ask over the control connections; a host that has none cannot be asked."""

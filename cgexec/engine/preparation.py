@@ -69,13 +69,14 @@ class Lease:
 class ActorReport(HostReport):
     """What an actor says of itself.
 
-    ``leased_to`` names the other graph it is in, if any;
-    ``unfit_methods`` says, by name, why a method cannot be part of a graph. ``address`` is where it listens for this
-    graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
+    ``leased_to`` names the other graph it is in, if any; ``unfit_methods`` says, by name, why a method cannot be part
+    of a graph; ``max_concurrency`` how many ordinary calls it does side by side, on threads. ``address`` is where it
+    listens for this graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
     """
 
     leased_to: str | None
     unfit_methods: dict[str, str]
+    max_concurrency: int = 1
     address: Address | None = None
     no_control: str = ""
 
@@ -168,8 +169,18 @@ def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorR
         incarnation=_state.incarnation,
         leased_to=leased_to,
         unfit_methods=refused,
+        max_concurrency=_max_concurrency(),
     )
     return report if lease is None else _open_hub(lease, report)
+
+
+def _max_concurrency() -> int:
+    """Return how many calls this actor does side by side: an asynchronous one, plain methods one by one.
+
+    *In the actor.* Private, since nothing public says it of an actor: the core worker and what it is asked.
+    """
+    worker: Any = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined] # made by its connect()
+    return 1 if worker.current_actor_is_asyncio() else int(worker.current_actor_max_concurrency())
 
 
 def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
@@ -295,7 +306,7 @@ def await_loops(
 
 def call_out(members: Sequence[Member], graph_id: str) -> None:
     """Tell every actor to leave the graph; does not wait for it."""
-    for member in members:
+    for member in members if ray.is_initialized() else ():
         member.actor.__ray_call__.remote(end_graph, graph_id)
 
 

@@ -28,6 +28,7 @@ from cgexec.errors import GraphClosedError, GraphFailedError
 from cgexec.execution import Execution
 from cgexec.executor import GraphExecutor
 from cgexec.lifecycle import GraphState
+from cgexec.settings import FROM_CALL, check_count
 from cgexec.status import JobFailed, JobStatus, JobSucceeded
 from cgexec.testing.leftovers import is_running, left_open
 from cgexec.testing.misbehaviour import MISBEHAVIOURS
@@ -96,6 +97,9 @@ class Chaos:
     """See the module. Ray must be running; the hosts are actors of this machine.
 
     ``on_fault(number)`` is called after each of ``num_faults`` faults has been recovered from.
+
+    Raises:
+        ValueError: ``num_faults`` is no count, or ``config`` is for graphs without processes of their own.
     """
 
     def __init__(
@@ -105,7 +109,9 @@ class Chaos:
         config: GraphConfig = GraphConfig(),  # noqa: B008 - a frozen value
         on_fault: Callable[[int], object] | None = None,
     ) -> None:
-        self._num_faults = num_faults
+        self._num_faults = check_count("num_faults", num_faults, FROM_CALL)
+        if not isinstance(config, GraphConfig) or config.engine == "in_process":
+            raise ValueError(f"chaos is for graphs over Ray's actors: config={config!r} is not usable")
         self._lot = random.Random(seed)
         self._config = replace(config, teardown_timeout_s=2.0, max_inflight=8)
         self._on_fault = on_fault

@@ -129,9 +129,16 @@ def misbehave(name: str) -> Any:
     """Do what ``MISBEHAVIOURS`` calls ``name``; ``"sleep:SECONDS"`` sleeps, ``"never-return"`` sleeps for an hour.
 
     Returns what the method is to return, None if nothing in particular.
+
+    Raises:
+        ValueError: there is nothing of that name.
     """
     if name.startswith("sleep:"):
         return time.sleep(float(name.removeprefix("sleep:")))
     if name == "never-return":
         return _never_return()
+    if name not in MISBEHAVIOURS:
+        known = ", ".join([*MISBEHAVIOURS, "sleep:SECONDS", "never-return"])
+        raise ValueError(f"there is no misbehaviour {name!r}; there are {known}")
+
     return MISBEHAVIOURS[name].act()

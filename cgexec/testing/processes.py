@@ -19,8 +19,13 @@ _PID_TIMEOUT_S = 30.0
 _STOPS_WITHIN_S = 10.0
 
 
+_stopped: dict[Any, int] = {}  # by actor, while it cannot be asked
+
+
 def pid_of(actor: Any) -> int:
     """Return the process id of one of Ray's actors; it must be on this machine, and answer."""
+    if isinstance(actor, LocalActor):
+        raise TypeError(f"{actor!r} has no process of its own")
     pid: int = ray.get(actor.__ray_call__.remote(_pid), timeout=_PID_TIMEOUT_S)
     return pid
 
@@ -33,8 +38,10 @@ def kill(actor: Any) -> None:
     """Kill an actor as its owner would, with ``ray.kill``. May return before it is dead."""
     if isinstance(actor, LocalActor):
         process_of(actor).die()
-    else:
+    elif ray.is_initialized():
         ray.kill(actor)
+    else:
+        raise RuntimeError(f"Ray is not running, and with it {actor!r}")
 
 
 def kill_process(actor: Any, pid: int | None = None) -> None:
@@ -42,7 +49,8 @@ def kill_process(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).die()
     else:
-        _send(signal.SIGKILL, actor, pid)
+        known = _stopped.pop(actor, None)
+        _send(signal.SIGKILL, actor, pid or known)
 
 
 def stop(actor: Any, pid: int | None = None) -> None:
@@ -54,7 +62,7 @@ def stop(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).stop()
         return
-    pid = pid or pid_of(actor)
+    pid = _stopped[actor] = pid or _stopped.get(actor) or pid_of(actor)
     _send(signal.SIGSTOP, actor, pid)
     deadline = Deadline.after(_STOPS_WITHIN_S)
     # A signal takes effect on each thread only as it next runs.
@@ -69,7 +77,8 @@ def resume(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).resume()
     else:
-        _send(signal.SIGCONT, actor, pid)
+        known = _stopped.pop(actor, None)
+        _send(signal.SIGCONT, actor, pid or known)
 
 
 def _send(number: signal.Signals, actor: Any, pid: int | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cgexec import GraphConfig, RebuildPolicy
 
-BAD_DURATIONS = [0, -1, -0.5, math.nan, math.inf, True, "1", None]
+BAD_DURATIONS = [0, -1, -0.5, 1.1e9, math.nan, math.inf, True, "1", None]
 
 REFUSED: list[tuple[type, str, list[Any]]] = [
     (GraphConfig, "build_timeout_s", BAD_DURATIONS),

@@ -20,6 +20,7 @@ from cgexec.settings import (
     FROM_CONTEXT,
     FROM_ENVIRONMENT,
     FROM_RAY,
+    LONGEST_S,
     MIN_BUFFER_SIZE_BYTES,
     SOURCES,
     Setting,
@@ -276,7 +277,7 @@ quick = settings(database=None, deadline=None, max_examples=200)
 @quick
 @given(value=ANYTHING)
 def test_a_wait_is_a_finite_number_not_below_zero_or_minus_one(value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value <= LARGEST
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value <= LONGEST_S
     if number and (value >= 0 or value == -1):
         assert check_wait("x", value, FROM_CALL) == float(value)
     else:
@@ -287,7 +288,7 @@ def test_a_wait_is_a_finite_number_not_below_zero_or_minus_one(value: Any) -> No
 @quick
 @given(value=ANYTHING)
 def test_a_duration_is_a_finite_number_above_zero(value: Any) -> None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LARGEST:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LONGEST_S:
         assert check_duration("x", value, FROM_CALL) == float(value)
     else:
         with pytest.raises(ValueError, match="x="):

@@ -112,7 +112,8 @@ def test_what_is_found_is_told_once() -> None:
 def test_a_generation_that_has_ended_is_not_looked_after() -> None:
     first, second = Hosts({0: None}), Hosts({0: IDLE})
     watch, told = watch_over(first)
-    watch.rest()
+    watch.rest(second)  # type: ignore[arg-type]
+    watch.rest(first)  # type: ignore[arg-type]
     watch.wait_ran_out(first)  # type: ignore[arg-type]
     watch.begin(second)  # type: ignore[arg-type]
     watch.wait_ran_out(first)  # type: ignore[arg-type]

@@ -41,7 +41,6 @@ from cgexec.watch import Watch
 _logger = logging.getLogger(__name__)
 
 _MOST_FRUITLESS_BUILDS = 5  # in a row, that failed though every host answers
-_A_HOST_LEFT = RayChannelError("an actor left the graph")
 _CULPRIT_TIMEOUT_S = 1.0  # a dead actor's loop is reported within 90 ms of its channels closing
 
 
@@ -133,7 +132,7 @@ class Supervisor:
             self._thread.join(timeout_s)
 
     def _on_break(self, engine: Engine) -> None:
-        self.broke(engine, _A_HOST_LEFT)
+        self.broke(engine, _a_host_left())
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -211,7 +210,7 @@ class Supervisor:
         if engine is not None:
             core.drain(deadline, unless=lambda: engine.broken)
             if engine.broken:
-                self._handle_break(core, engine, _A_HOST_LEFT)
+                self._handle_break(core, engine, _a_host_left())
         error = GraphClosedError(f"graph {core.name!r} was forgotten while this was in flight; it may have run")
         left = core.abandon(error)
         if left is not None:
@@ -251,7 +250,7 @@ class Supervisor:
             self._end_with_ray(core, engine)
             return
         if engine.broken:
-            why = engine.why_broken(_A_HOST_LEFT, _CULPRIT_TIMEOUT_S)
+            why = engine.why_broken(_a_host_left(), _CULPRIT_TIMEOUT_S)
             core.happened(GraphEvent.SYSTEM_ERROR, f"before the rebuild: {_named(why.error)}")
         self._watch.rest(engine)
         if core.break_off(engine, why):
@@ -397,6 +396,11 @@ class Supervisor:
         core.fail(reason, lost)
         if core.state is GraphState.FAILED:
             _logger.error("graph %r has failed for good: %s", core.name, reason)
+
+
+def _a_host_left() -> RayChannelError:
+    """Return what is known when an engine only says that it has broken: nothing in particular."""
+    return RayChannelError("an actor left the graph")
 
 
 def _ended_with_ray() -> GraphFailedError:

@@ -128,6 +128,8 @@ MISBEHAVIOURS: dict[str, Misbehaviour] = {
 def misbehave(name: str) -> Any:
     """Do what ``MISBEHAVIOURS`` calls ``name``; ``"sleep:SECONDS"`` sleeps, ``"never-return"`` sleeps for an hour.
 
+    To whatever process calls it: in a driver, "kill-itself" is the driver's death.
+
     Returns what the method is to return, None if nothing in particular.
 
     Raises:

@@ -84,7 +84,7 @@ class Calls(RuleBasedStateMachine):
             lost = {lost.info.host_id for lost in self.graph.lost_hosts}
             return self.graph.state not in down and (lost >= dead or self.graph.state is GraphState.FAILED)
 
-        assert eventually(at_rest), self.graph
+        assert eventually(at_rest), (self.graph, self.graph.lost_hosts, *map(str, self.graph.history))
 
     @rule(target=executions, data=st.data(), label=st.integers(0, NUM_HOSTS - 1))
     def submit(self, data: st.DataObject, label: int) -> int:

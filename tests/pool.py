@@ -56,14 +56,18 @@ class Pool:
         for actor in self.starting[:]:
             if actor._actor_id.hex() not in live_actors():
                 self.starting.remove(actor)
-        for actor, pid in list(self.actors.items()):
+        for actor in list(self.actors):
             try:
                 ray.get(actor.start_over.remote(0), timeout=5)
             except Exception:
-                del self.actors[actor]
-                ray.kill(actor)
-                resume(actor, pid)  # Ray takes 5 s to kill a process that is stopped
-                assert eventually(lambda pid=pid: not is_running(pid), CLEAN_UP_S), "the process of a lost host goes on"
+                self.bury(actor)
+
+    def bury(self, actor: Any) -> None:
+        """Let go of a worker that is dead, or is to be: one that was killed may still answer for a moment."""
+        pid = self.actors.pop(actor)
+        ray.kill(actor)
+        resume(actor, pid)  # Ray takes 5 s to kill a process that is stopped
+        assert eventually(lambda: not is_running(pid), CLEAN_UP_S), "the process of a lost host goes on"
 
 
 def check_that_nothing_is_left(pool: Pool) -> None:

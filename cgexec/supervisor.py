@@ -91,10 +91,11 @@ class Supervisor:
 
     def broke(self, engine: Engine, seen: Exception) -> None:
         """Say that ``engine`` has broken. Never blocks: Ray calls this on a thread of its own."""
-        self._events.put(_Broke(engine, seen))
+        if not self._stopping.is_set():  # an event that nobody takes would keep the engine, and what it has open
+            self._events.put(_Broke(engine, seen))
 
     def wait_ran_out(self, engine: Engine) -> None:
-        """Say that ``engine`` has kept somebody waiting for longer than they would. Does not block."""
+        """Say that ``engine`` has kept somebody waiting for longer than they would."""
         self._watch.wait_ran_out(engine)
 
     def start(self, core: GraphCore, members: Sequence[Member]) -> None:

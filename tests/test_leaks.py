@@ -144,6 +144,27 @@ def test_deaths_and_rebuilds_leave_nothing(pool, way, num_deaths):
     assert not any(is_running(pid) for pid in gone)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_one_graph_after_another_leaves_nothing_though_no_garbage_is_collected(pool, way):
+    actors = pool.take(HOSTS)
+
+    def cycle(number: int) -> None:
+        with GraphExecutor(actors, fan_out("work"), config=WAYS[way]) as graph:
+            check(graph, number)
+
+    for number in range(WARM_UP):
+        cycle(number)
+    gc.collect()
+    before = Trace(pool, actors, way)
+    gc.disable()
+    try:
+        for number in range(20):
+            cycle(number)
+        check_that_there_is_no_more(before, pool, actors, way)
+    finally:
+        gc.enable()
+
+
 def test_what_is_looked_for_can_be_seen(pool):
     files = shared_memory()
     with GraphExecutor(pool.take(HOSTS), fan_out("work"), config=WAYS["ray"]):

@@ -76,13 +76,16 @@ class Calls(RuleBasedStateMachine):
         gone = {lost.info.host_id for lost in self.graph.lost_hosts if lost.generation < generation}
         return [label for label in range(NUM_HOSTS) if label not in gone]
 
+    def dead(self) -> set[int]:
+        """Return the hosts that were killed."""
+        return set(range(NUM_HOSTS)) - self.alive
+
     def come_to_rest(self) -> None:
         down = (GraphState.BROKEN, GraphState.REBUILDING)
-        dead = set(range(NUM_HOSTS)) - self.alive
 
         def at_rest() -> bool:
             lost = {lost.info.host_id for lost in self.graph.lost_hosts}
-            return self.graph.state not in down and (lost >= dead or self.graph.state is GraphState.FAILED)
+            return self.graph.state not in down and (lost >= self.dead() or self.graph.state is GraphState.FAILED)
 
         assert eventually(at_rest), (self.graph, self.graph.lost_hosts, *map(str, self.graph.history))
 
@@ -125,7 +128,7 @@ class Calls(RuleBasedStateMachine):
             told = any(not MISBEHAVIOURS[name].rebuilds for names in message.orders.values() for name in names)
             assert told or status.info.attempts == 0, f"nobody told it to fail: {status}"
         elif isinstance(status, JobPreempted):
-            assert self.alive != set(range(NUM_HOSTS)) or self.may_die, f"nobody died: {status}"
+            assert self.dead() or self.may_die, f"nobody died: {status}"
 
     @precondition(lambda self: len(self.alive) > 1)
     @rule(data=st.data(), how=st.sampled_from([kill, kill_process]))
@@ -177,9 +180,8 @@ class Calls(RuleBasedStateMachine):
     @invariant()
     def no_host_is_lost_for_nothing(self) -> None:
         if "graph" in self.__dict__ and not self.stopped:
-            dead = set(range(NUM_HOSTS)) - self.alive
             lost = {lost.info.host_id for lost in self.graph.lost_hosts}
-            assert lost <= dead | self.may_die, (lost, dead)
+            assert lost <= self.dead() | self.may_die, (lost, self.dead())
 
     def teardown(self) -> None:
         if "graph" not in self.__dict__:

@@ -7,7 +7,6 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,15 +60,6 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def open_files(pid: int) -> list[str]:
-    """Return what each descriptor of a process stands for."""
-    names = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            names.append(str(entry.readlink()))
-    return names
-
-
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Ray on this machine, for the tests of one module."""
@@ -83,6 +73,14 @@ def local_ray() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(local_ray: None) -> Any:
+    """Workers that serve one test of the module after another."""
+    from pool import Pool  # which takes its helpers from here
+
+    return Pool()
 
 
 @pytest.fixture(params=TRANSPORTS)

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.clause("C5")
 NEVER_S = 3600.0
 
 
-@pytest.fixture(scope="module")
-def pool(local_ray: None) -> Pool:
-    return Pool()
-
-
 class Site:
     """Builds a graph on pooled workers; afterwards it must answer, and nothing of it be left."""
 

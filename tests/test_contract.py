@@ -37,11 +37,6 @@ CANNOT = {
 }
 
 
-@pytest.fixture(scope="module")
-def pool(local_ray: None) -> Pool:
-    return Pool()
-
-
 @pytest.fixture(params=EVERY_WAY)
 def way(request: pytest.FixtureRequest) -> str:
     clause = request.node.originalname

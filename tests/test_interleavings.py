@@ -25,11 +25,6 @@ SETTINGS = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def pool(local_ray: None) -> Pool:
-    return Pool()
-
-
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("way", WAYS)
 def test_any_interleaving(pool: Pool, way: str) -> None:
@@ -43,7 +38,7 @@ def test_any_interleaving(pool: Pool, way: str) -> None:
         def teardown(self) -> None:
             super().teardown()
             if "graph" in self.__dict__:
-                for label in set(range(NUM_HOSTS)) - self.alive:
+                for label in self.dead():
                     pool.bury(self.actors[label])
                 check_that_nothing_is_open(pool, [actor for actor in self.actors if actor in pool.actors])
                 check_that_nothing_is_left(pool)

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from conftest import eventually, is_running, live_actors, open_files
+from conftest import eventually, live_actors
 from pool import WAYS, Pool
 from ray import cloudpickle
+from workers import loops
 
 from cgexec import GraphConfig, GraphExecutor, GraphState, JobSucceeded, RebuildPolicy, fan_out
-from cgexec.engine.preparation import graphs_running
 from cgexec.testing import Message, kill, kill_process, pid_of
+from cgexec.testing.leftovers import is_running, open_files
 
 pytestmark = pytest.mark.clause("C6")
 
@@ -33,11 +34,6 @@ WARM_UP = 5
 HOSTS = 3
 VICTIM = 1
 LARGE = np.ones(100_000)
-
-
-@pytest.fixture(scope="module")
-def pool(local_ray: None) -> Pool:
-    return Pool()
 
 
 def threads_of_graphs(_instance: Any = None) -> int:
@@ -111,6 +107,8 @@ def test_fifty_rebuilds_leave_nothing(pool, way):
             cycle()
         assert graph.generation == WARM_UP + 50
         check_that_there_is_no_more(before, pool, actors, way)
+        if way == "socket":
+            assert Trace(pool, actors, way).threads == [2, *[1] * HOSTS]  # the supervisor's and the hub's; the hubs'
 
 
 @pytest.mark.parametrize("num_deaths", [10, pytest.param(50, marks=pytest.mark.campaign)])
@@ -197,11 +195,6 @@ class Keeper:
         return self.graph.execute(Message(1)).result
 
 
-def loops_run(_instance: Any) -> bool:
-    """Return whether a graph's loop runs in the actor."""
-    return bool(graphs_running())
-
-
 @pytest.mark.parametrize("end", [kill, kill_process])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_driver_actor_that_is_killed_leaves_no_host_looping_or_leased(pool, way, end):
@@ -213,4 +206,4 @@ def test_a_driver_actor_that_is_killed_leaves_no_host_looping_or_leased(pool, wa
     assert eventually(lambda: not is_running(pid))
     with GraphExecutor(actors, fan_out("work"), config=WAYS[way]) as graph:
         assert [each.number for each in graph.execute(Message(2)).result] == [2] * HOSTS
-    assert not any(ray.get([actor.__ray_call__.remote(loops_run) for actor in actors]))
+    assert not any(ray.get([actor.__ray_call__.remote(loops) for actor in actors]))

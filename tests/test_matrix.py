@@ -18,11 +18,6 @@ from cgexec.testing import SHAPES, resume
 pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C4")]
 
 
-@pytest.fixture(scope="module")
-def pool(local_ray: None) -> Pool:
-    return Pool()
-
-
 @pytest.fixture
 def way(pool: Pool, request: pytest.FixtureRequest) -> Iterator[str]:
     """Name the way to run the graph; afterwards nothing of it is left: threads, actors, descriptors."""

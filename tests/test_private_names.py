@@ -127,11 +127,8 @@ def test_a_node_knows_how_many_values_its_method_returns(spawn):
 
 def test_an_actor_knows_how_many_calls_it_does_side_by_side(spawn):
     actors = [*spawn(1), *spawn(1, max_concurrency=3), *spawn(1, AsyncWorker)]
-    assert ray.get([actor.__ray_call__.remote(lambda _: preparation._max_concurrency()) for actor in actors]) == [
-        1,
-        3,
-        1,
-    ]
+    found = ray.get([actor.__ray_call__.remote(lambda _: preparation._max_concurrency()) for actor in actors])
+    assert found == [1, 3, 1]
 
 
 def test_ray_tells_every_graph_it_knows_that_it_shuts_down(local_ray, monkeypatch):

@@ -107,15 +107,17 @@ def in_a_thread(call):
     thread = threading.Thread(target=attempt, args=(call,))
     thread.start()
     return thread
+def await_state(state):
+    while graph.state.value != state:
+        time.sleep(0.001)
 """
 MEANWHILE = {
     "waits": ("thread = in_a_thread(lambda: execution.status(-1))", []),
-    "closes": ("thread = in_a_thread(graph.close)", []),
-    "rebuilds": ("thread = in_a_thread(graph.rebuild)", ["GraphFailedError"]),
+    "closes": ("thread = in_a_thread(graph.close); await_state('closed')", []),
+    "rebuilds": ("thread = in_a_thread(graph.rebuild); await_state('rebuilding')", ["GraphFailedError"]),
     "has forgotten it": ("thread = threading.Thread(); thread.start(); del graph; gc.collect()", []),
 }
 AFTERWARDS = """
-time.sleep(0.5)
 ray.shutdown()
 thread.join(5)
 print(thread.is_alive(), ray.is_initialized(), execution.status(5).info.state != "pending")

@@ -35,11 +35,6 @@ NUM_THREADS = 8
 NUM_EXECUTIONS = 200
 
 
-@pytest.fixture(scope="module")
-def pool(local_ray: None) -> Pool:
-    return Pool()
-
-
 @pytest.fixture(params=WAYS)
 def trial(pool: Pool, request: pytest.FixtureRequest) -> Iterator[Trial]:
     """A fan whose lost hosts are replaced."""

@@ -31,11 +31,16 @@ def left_open(pids: Iterable[int]) -> list[str]:
     held = []
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):  # it is just ending
-            held += [f"process {pid}: {target}" for target in _open_in(pid) if _is_of_a_graph(target, named)]
+            held += [f"process {pid}: {target}" for target in open_files(pid) if _is_of_a_graph(target, named)]
     return held
 
 
-def _open_in(pid: int) -> list[str]:
+def open_files(pid: int) -> list[str]:
+    """Return what each descriptor of a process stands for.
+
+    Raises:
+        FileNotFoundError: there is no such process.
+    """
     targets = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile

@@ -106,17 +106,16 @@ class GraphCore:
         """Send one execution, waiting for room up to the submit timeout; raises GraphClosedError only."""
         execution = Execution(self, self.name, self.kind, next(self._numbers))
         deadline = Deadline.after(self.settings.submit_timeout_s.value)
-        if not self._writing.acquire(timeout=deadline.slice_s(threading.TIMEOUT_MAX)):
+        if self._writing.acquire(timeout=deadline.slice_s(threading.TIMEOUT_MAX)):
+            try:
+                while execution.final is None and execution.attempts == 0:
+                    engine = self._await_room(execution, deadline)
+                    if engine is not None:
+                        self._send(engine, execution, args, kwargs, deadline)
+            finally:
+                self._writing.release()
+        else:
             self._settle(execution, Verdict.ERROR, self._no_room())
-            self._say_that_a_wait_ran_out()
-            return execution
-        try:
-            while execution.final is None and execution.attempts == 0:
-                engine = self._await_room(execution, deadline)
-                if engine is not None:
-                    self._send(engine, execution, args, kwargs, deadline)
-        finally:
-            self._writing.release()
         if isinstance(execution.final, JobError):
             self._say_that_a_wait_ran_out()
         return execution

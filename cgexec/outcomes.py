@@ -10,7 +10,7 @@ from ray.exceptions import RayCgraphCapacityExceeded, RayChannelTimeoutError
 from cgexec.classify import Place, Verdict, classify
 from cgexec.engine.protocol import Break, GraphSpec, Output, OutputError, OutputValue
 from cgexec.status import ExecutionInfo, HostFailure, JobError, JobStatus, JobSucceeded
-from cgexec.topology import HostInfo, LostHost
+from cgexec.topology import HostInfo, LostHost, as_lost
 
 
 def failed_status(info: ExecutionInfo, verdict: Verdict, error: Exception) -> JobStatus:
@@ -113,7 +113,7 @@ def status_of_output(
 def lost_at(why: Break, hosts: Mapping[int, HostInfo], generation: int) -> tuple[LostHost, ...]:
     """Return the hosts whose loss broke a generation."""
     return tuple(
-        LostHost(replace(hosts[host_id], healthy=False, failed=True), generation, error)
+        LostHost(as_lost(hosts[host_id]), generation, error)
         for host_id, error in why.errors
         if host_id in hosts and classify(error, Place.LOOP) is Verdict.PREEMPTED
     )

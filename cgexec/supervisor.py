@@ -35,7 +35,7 @@ from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
 from cgexec.hosts import check_actors
 from cgexec.lifecycle import GraphEvent, GraphState
 from cgexec.recovery import GiveUp, backoff_delay_s, plan_rebuild
-from cgexec.topology import LostHost
+from cgexec.topology import LostHost, as_lost
 from cgexec.watch import Watch
 
 _logger = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ class Supervisor:
         infos = {member.info.host_id: member.info for member in core.members}
         for host_id, cause in engine.tear_down(deadline.slice_s(threading.TIMEOUT_MAX)).items():
             _logger.warning("graph %r: %s", core.name, cause)
-            core.note_lost([LostHost(replace(infos[host_id], healthy=False, failed=True), core.generation, cause)])
+            core.note_lost([LostHost(as_lost(infos[host_id]), core.generation, cause)])
 
     def _end_with_ray(self, core: GraphCore, engine: Engine) -> None:
         """Ray was shut down under the graph: say so, let go of what is left here, and ask Ray for nothing."""
@@ -345,7 +345,7 @@ class Supervisor:
                     self._incarnations = {**self._incarnations, host_id: reply.incarnation}
             if cause is not None:
                 _logger.warning("graph %r lost host %d: %s", core.name, host_id, cause)
-                lost.append(LostHost(replace(member.info, healthy=False, failed=True), core.generation, cause))
+                lost.append(LostHost(as_lost(member.info), core.generation, cause))
         return lost, alive
 
     def _members_of(self, members: Sequence[Member], keep: Sequence[int], positions: Sequence[int]) -> list[Member]:
@@ -354,7 +354,7 @@ class Supervisor:
         chosen = {host_id: by_id[host_id] for host_id in keep}
         for host_id in positions:
             info = by_id[host_id].info
-            actor = self._call_hook("replace", self._policy.replace, replace(info, healthy=False, failed=True))
+            actor = self._call_hook("replace", self._policy.replace, as_lost(info))
             chosen[host_id] = Member(replace(info, node_id=None, healthy=True, failed=False), actor)
             self._incarnations = {known: each for known, each in self._incarnations.items() if known != host_id}
         ordered = [chosen[host_id] for host_id in sorted(chosen)]

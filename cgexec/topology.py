@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -52,3 +52,8 @@ class LostHost:
     info: HostInfo
     generation: int
     cause: BaseException
+
+
+def as_lost(info: HostInfo) -> HostInfo:
+    """Return what is said of a host once it is lost."""
+    return replace(info, healthy=False, failed=True)

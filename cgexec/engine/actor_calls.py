@@ -35,7 +35,6 @@ from cgexec.engine.preparation import (
     call_out,
     probe,
     release,
-    unreachable_host,
 )
 from cgexec.engine.protocol import (
     Break,
@@ -202,7 +201,7 @@ class ActorCallsEngine(EngineOverRay):
         self._on_break(self)
 
     def _connection_ended(self, actor_id: str) -> None:
-        self._end(*unreachable_host(self._members, actor_id))
+        self._end(*self._cut_off(actor_id))
         self.session_over = self.session_over or not ray.is_initialized()
         self._on_break(self)
 
@@ -313,25 +312,22 @@ class ActorCallsEngine(EngineOverRay):
         self.hurry(timeout_s)
         graph_id = self._hub.key.graph_id
         self._hub.shut()
-        if self.session_over:
-            self._forget_runs()
-            return {}
-        call_out(self._without_control, graph_id)
         try:
-            # All are looked at before one is killed: that ends the calls of others which wait for what it is to return.
-            stuck = [member for member in self._members if self._stays(member.info.host_id)]
+            stuck = [] if self.session_over else self._stuck_members(graph_id)
         except SessionOverError:
             self.session_over, stuck = True, []
-        self._forget_runs()
-        if self.session_over:
-            return {}
-        self.kill({member.info.host_id for member in stuck})
-        release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
-        return {member.info.host_id: stuck_host(member) for member in stuck}
-
-    def _forget_runs(self) -> None:
         self._runs.clear()
         self._cut_short.clear()
+        if not self.session_over:
+            self.kill({member.info.host_id for member in stuck})
+            release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
+        return {member.info.host_id: stuck_host(member) for member in stuck}
+
+    def _stuck_members(self, graph_id: str) -> list[Member]:
+        """Wait for all hosts, and return those that have not left. Raises SessionOverError."""
+        call_out(self._without_control, graph_id)
+        # All are looked at before one is killed: that ends the calls of others which wait for what it is to return.
+        return [member for member in self._members if self._stays(member.info.host_id)]
 
     def _stays(self, host_id: int) -> bool:
         """Wait for the calls of one host; returns whether it is inside one of them when the time is up.

@@ -52,7 +52,6 @@ from cgexec.engine.preparation import (
     await_loops,
     call_out,
     release,
-    unreachable_host,
 )
 from cgexec.engine.protocol import (
     Break,
@@ -118,7 +117,7 @@ class CompiledEngine(EngineOverRay):
         }
 
         self._ray_teardown = compiled.teardown
-        compiled.teardown = self._when_ray_tears_down
+        compiled.teardown = self._end_with_ray  # which Ray calls as it shuts down, the process's exit included
         self._ended: dict[int, BaseException | None] = {}  # in the order in which the loops ended
         self._unreachable: dict[int, Exception] = {}  # the hosts whose control connection has ended
         self._loops: dict[int, ray.ObjectRef[Any]] = {}
@@ -139,7 +138,7 @@ class CompiledEngine(EngineOverRay):
 
     def _connection_ended(self, actor_id: str) -> None:
         """Note that a host can no longer be reached. Called on the hub's thread, sooner than Ray sees a death."""
-        host_id, error = unreachable_host(self._members, actor_id)
+        host_id, error = self._cut_off(actor_id)
         with self._changed:
             self._unreachable[host_id] = error
         self._note_break()
@@ -298,14 +297,6 @@ class CompiledEngine(EngineOverRay):
     def _tear_down_ray(self) -> None:
         hush(threading.current_thread())
         self._ray_teardown()
-
-    def _when_ray_tears_down(self, kill_actors: bool = False) -> None:
-        """Stand in for the graph's own ``teardown``, which Ray calls as it shuts down, the process's exit included.
-
-        Ray would wait for a stuck actor for ever. And without this the graph would look broken, and its rebuild would
-        run into the shutdown, or start a new Ray behind it: calls to actors do that where there is none.
-        """
-        self._end_with_ray(kill_actors)
 
     def _await_loops_end(self) -> None:
         """Wait for every loop to end, as long as it may take; but not long for one whose process has gone already.

@@ -100,9 +100,7 @@ class Control:
     def _send(self, message: bytes) -> None:
         try:
             sent = self.wire.sock.send(message, _NOT_NOW)
-        except BlockingIOError:  # the other end has not listened for thousands of them
-            return
-        except OSError:  # it has ended, which whoever hears will hear
+        except OSError:  # it has ended, as whoever hears will hear; or nobody has listened to thousands of them
             return
         if sent < len(message):
             self.wire.shut()  # what follows could not be told apart
@@ -118,11 +116,10 @@ class Controls:
         self._pulses: dict[str, Pulse] = {}  # that have come since they were asked for
         self._closed = False
 
-    def add(self, identity: str, wire: Wire) -> Control:
+    def add(self, identity: str, wire: Wire) -> None:
         """Take in a connection."""
         with self._changed:
-            control = self._controls[identity] = Control(wire, self._at_work)
-            return control
+            self._controls[identity] = Control(wire, self._at_work)
 
     def wires(self) -> list[Wire]:
         """Return the connections. Takes no lock: for a forked child."""

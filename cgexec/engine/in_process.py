@@ -316,8 +316,7 @@ class _StepJob:
 
     def pulse(self) -> Pulse:
         """Return how long this has been going on, once it has begun."""
-        begun_at = self._begun_at
-        return Pulse() if begun_at is None else Pulse(self._planned.origin.method, time.monotonic() - begun_at)
+        return Pulse.since(self._planned.origin.method, self._begun_at)
 
     def is_ready(self) -> bool:
         return all(isinstance(each, FromInput) or self._run.results[each.step] for each in self._planned.sources)

@@ -9,10 +9,12 @@ from functools import partial
 from typing import TypeVar
 
 import ray
+from ray.exceptions import ActorUnavailableError
 
 from cgexec.engine.departure import Departure
+from cgexec.engine.edges import actor_name
 from cgexec.engine.hub import Hub
-from cgexec.engine.preparation import ActorReport, kill_hosts, pulses_by_host, unavailable
+from cgexec.engine.preparation import ActorReport
 from cgexec.engine.protocol import Member, Pulse
 from cgexec.interruption import was_raised_by_a_handler
 
@@ -33,6 +35,7 @@ class EngineOverRay(ABC):
         self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
         self.node_ids = {host_id: report.node_id for host_id, report in reports.items()}
         self._members = tuple(members)
+        self._names = {member.info.host_id: actor_name(member.actor) for member in members}
         self._without_control = [member for member in members if reports[member.info.host_id].no_control]
         self._hub = hub
         self._changed = threading.Condition()
@@ -63,8 +66,12 @@ class EngineOverRay(ABC):
                 self._num_asking -= 1
                 self._changed.notify_all()
 
-    def _end_with_ray(self, kill_actors: bool) -> None:
-        """Leave at once: Ray is shutting down, if the actors are to be killed. Called by Ray, which still serves."""
+    def _end_with_ray(self, kill_actors: bool = False) -> None:
+        """Leave at once: Ray is shutting down, if the actors are to be killed. Called by Ray, which still serves.
+
+        Ray would wait for a stuck actor for ever. And without this the graph would look broken, and its rebuild would
+        run into the shutdown, or start a new Ray behind it: calls to actors do that where there is none.
+        """
         with self._changed:
             self.session_over = self.session_over or kill_actors
             self._changed.wait_for(lambda: self._num_asking == 0, _SHUTDOWN_TEARDOWN_S)
@@ -73,15 +80,24 @@ class EngineOverRay(ABC):
 
     def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
         """Ask over the control connections; a host that has none cannot be asked."""
-        return pulses_by_host(self._members, self._hub.controls.ask(timeout_s))
+        by_actor = self._hub.controls.ask(timeout_s)
+        return {host_id: by_actor[name] for host_id, name in self._names.items() if name in by_actor}
 
     def unavailable(self, host_id: int, why: str) -> Exception:
         """Say it as Ray does of an actor that cannot be reached."""
-        return unavailable(self._members, host_id, why)
+        return ActorUnavailableError(why, bytes.fromhex(self._names[host_id]))
+
+    def _cut_off(self, actor_id: str) -> tuple[int, Exception]:
+        """Return the host whose control connection, named by its actor, has ended, and how that is put."""
+        (host_id,) = (host_id for host_id, name in self._names.items() if name == actor_id)
+        return host_id, self.unavailable(host_id, f"the connection to host {host_id} has ended")
 
     def kill(self, host_ids: Collection[int]) -> None:
-        """Kill the actors of these hosts."""
-        kill_hosts(self._members, host_ids)
+        """Kill the actors of these hosts; does not wait for it."""
+        if ray.is_initialized():  # else the call would start a new Ray
+            for member in self._members:
+                if member.info.host_id in host_ids:
+                    ray.kill(member.actor)
 
     def hurry(self, timeout_s: float) -> None:
         """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""

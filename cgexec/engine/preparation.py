@@ -19,19 +19,19 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayChannelError, RaySystemError
+from ray.exceptions import GetTimeoutError, RayChannelError, RaySystemError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.edges import actor_name
 from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
-from cgexec.engine.protocol import HostReport, Member, Pulse, losses_among
+from cgexec.engine.protocol import HostReport, Member, losses_among
 from cgexec.engine.tasks import FramedTask, open_foreign
 from cgexec.errors import GraphSpecError
 
@@ -308,32 +308,6 @@ def call_out(members: Sequence[Member], graph_id: str) -> None:
     """Tell every actor to leave the graph; does not wait for it."""
     for member in members if ray.is_initialized() else ():
         member.actor.__ray_call__.remote(end_graph, graph_id)
-
-
-def unavailable(members: Sequence[Member], host_id: int, why: str) -> ActorUnavailableError:
-    """Return the error that says of a host that it is not to be had."""
-    (name,) = (actor_name(member.actor) for member in members if member.info.host_id == host_id)
-    return ActorUnavailableError(why, bytes.fromhex(name))
-
-
-def unreachable_host(members: Sequence[Member], actor_id: str) -> tuple[int, ActorUnavailableError]:
-    """Return the host whose control connection, named by its actor, has ended, and how that is put."""
-    (host_id,) = (member.info.host_id for member in members if actor_name(member.actor) == actor_id)
-    return host_id, unavailable(members, host_id, f"the connection to host {host_id} has ended")
-
-
-def pulses_by_host(members: Sequence[Member], by_actor: Mapping[str, Pulse | None]) -> dict[int, Pulse | None]:
-    """Return the signs of life by host. One that has no control connection was not asked."""
-    names = {member.info.host_id: actor_name(member.actor) for member in members}
-    return {host_id: by_actor[name] for host_id, name in names.items() if name in by_actor}
-
-
-def kill_hosts(members: Sequence[Member], host_ids: Collection[int]) -> None:
-    """Kill the actors of these hosts; does not wait for it."""
-    if ray.is_initialized():  # else the call would start a new Ray
-        for member in members:
-            if member.info.host_id in host_ids:
-                ray.kill(member.actor)
 
 
 def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:

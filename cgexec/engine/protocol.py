@@ -6,6 +6,7 @@ why; it can be torn down within a bound. It knows nothing of statuses, retries o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -36,6 +37,11 @@ class Pulse:
 
     method: str | None = None
     for_s: float = 0.0
+
+    @classmethod
+    def since(cls, method: str, begun_at: float | None) -> Pulse:
+        """Return the pulse of a host in ``method`` since then, on the monotonic clock; None: it is not in it."""
+        return cls() if begun_at is None else cls(method, time.monotonic() - begun_at)
 
 
 @dataclass(frozen=True)

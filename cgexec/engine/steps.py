@@ -79,8 +79,7 @@ class Step:
 
     def pulse(self) -> Pulse:
         """Return whether the step is in its method, and for how long. Any thread may ask."""
-        begun_at = self._begun_at
-        return Pulse() if begun_at is None else Pulse(self.origin.method, time.monotonic() - begun_at)
+        return Pulse.since(self.origin.method, self._begun_at)
 
     def call(
         self, instance: Any, taken: Sequence[Taken], due: int, arguments: Callable[[list[Any]], Arguments]

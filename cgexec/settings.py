@@ -10,7 +10,6 @@ there keeps Ray from being imported at all. What could not be read by Ray is the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -25,6 +24,7 @@ FROM_CONTEXT = "DAGContext"
 FROM_ENVIRONMENT = "environment"
 FROM_RAY = "Ray's default"
 
+LONGEST_S = 1e9  # what Ray, sockets and locks count in takes little more
 MIN_BUFFER_SIZE_BYTES = 1000  # Ray's own minimum: a channel must be able to carry the notice of its own growth.
 
 
@@ -54,28 +54,20 @@ def _refuse(name: str, value: object, source: str, expected: str) -> ValueError:
     return ValueError(f"{name}={value!r} (from {source}) is not usable: expected {expected}")
 
 
-def _is_number(value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return False
-
-
-LONGEST_S = 1e9  # what Ray, sockets and locks count in takes little more
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LONGEST_S <= value <= LONGEST_S
 
 
 def check_wait(name: str, value: Any, source: str) -> float:
     """Return ``value`` as seconds to wait: 0 or more, or -1 for ever. Raises ValueError for anything else."""
-    if not _is_number(value) or (value < 0 and value != -1) or value > LONGEST_S:
+    if not _is_seconds(value) or (value < 0 and value != -1):
         raise _refuse(name, value, source, f"seconds, 0 or more, to {LONGEST_S:g}; or -1 to wait for ever")
     return float(value)
 
 
 def check_duration(name: str, value: Any, source: str) -> float:
     """Return ``value`` as a bound in seconds, more than 0. Raises ValueError for anything else."""
-    if not _is_number(value) or value <= 0 or value > LONGEST_S:
+    if not _is_seconds(value) or value <= 0:
         raise _refuse(name, value, source, f"seconds, more than 0, to {LONGEST_S:g}")
     return float(value)
 
@@ -103,7 +95,7 @@ def check_limit(name: str, value: Any, source: str) -> int:
 
 def check_pause(name: str, value: Any, source: str) -> float:
     """Return ``value`` as a pause in seconds, which may be 0. Raises ValueError for anything else."""
-    if not _is_number(value) or value < 0 or value > LONGEST_S:
+    if not _is_seconds(value) or value < 0:
         raise _refuse(name, value, source, f"seconds, 0 or more, to {LONGEST_S:g}")
     return float(value)
 

@@ -142,5 +142,4 @@ def misbehave(name: str) -> Any:
     if name not in MISBEHAVIOURS:
         known = ", ".join([*MISBEHAVIOURS, "sleep:SECONDS", "never-return"])
         raise ValueError(f"there is no misbehaviour {name!r}; there are {known}")
-
     return MISBEHAVIOURS[name].act()

@@ -18,7 +18,6 @@ from cgexec.testing.leftovers import thread_states
 _PID_TIMEOUT_S = 30.0
 _STOPS_WITHIN_S = 10.0
 
-
 _stopped: dict[Any, int] = {}  # by actor, while it cannot be asked
 
 
@@ -49,8 +48,7 @@ def kill_process(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).die()
     else:
-        known = _stopped.pop(actor, None)
-        _send(signal.SIGKILL, actor, pid or known)
+        _send(signal.SIGKILL, actor, pid)
 
 
 def stop(actor: Any, pid: int | None = None) -> None:
@@ -62,8 +60,9 @@ def stop(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).stop()
         return
-    pid = _stopped[actor] = pid or _stopped.get(actor) or pid_of(actor)
+    pid = pid or _stopped.get(actor) or pid_of(actor)
     _send(signal.SIGSTOP, actor, pid)
+    _stopped[actor] = pid
     deadline = Deadline.after(_STOPS_WITHIN_S)
     # A signal takes effect on each thread only as it next runs.
     while not all(state in "TXZ" for state in thread_states(pid)):
@@ -77,11 +76,11 @@ def resume(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).resume()
     else:
-        known = _stopped.pop(actor, None)
-        _send(signal.SIGCONT, actor, pid or known)
+        _send(signal.SIGCONT, actor, pid)
 
 
 def _send(number: signal.Signals, actor: Any, pid: int | None) -> None:
-    """Send a signal; a process that has ended is left alone."""
+    """Send a signal; a process that has ended is left alone. Only one that is stopped cannot be asked which it is."""
+    stopped = _stopped.pop(actor, None)
     with suppress(ProcessLookupError, RayActorError):
-        os.kill(pid or pid_of(actor), number)
+        os.kill(pid or stopped or pid_of(actor), number)

@@ -1,7 +1,7 @@
 """What to do after a graph broke: a pure decision.
 
 ``plan_rebuild`` is told who was planned and who is alive, and answers with a plan or with the reason to give up. It
-knows no Ray, no clock and no threads; ``rebuild.py`` carries the plan out.
+knows no Ray, no clock and no threads; ``supervisor.py`` carries the plan out.
 """
 
 from __future__ import annotations

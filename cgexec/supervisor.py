@@ -20,20 +20,18 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from ray.exceptions import RayChannelError
 
 from cgexec.config import RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
-from cgexec.engine import bounded
-from cgexec.engine.protocol import Backend, Break, Engine, HostReport, HostsLostError, Member, losses_among
+from cgexec.engine.protocol import Backend, Break, Engine, HostsLostError, Member
 from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
-from cgexec.hosts import check_actors
 from cgexec.lifecycle import GraphEvent, GraphState
+from cgexec.membership import Membership
 from cgexec.recovery import GiveUp, backoff_delay_s, plan_rebuild
 from cgexec.topology import LostHost, as_lost
 from cgexec.watch import Watch
@@ -76,6 +74,7 @@ class Supervisor:
         self._name = name
         self._backend = backend
         self._policy = policy
+        self._membership = Membership(name, backend, policy)
         self._watch = Watch(name, policy, lambda engine, why: self._events.put(_GivenUp(engine, why)))
         self._events: queue.SimpleQueue[_Broke | _GivenUp | _Requested | _Forgotten | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{name}", daemon=True)
@@ -85,7 +84,6 @@ class Supervisor:
         self._teardown_timeout_s = teardown_timeout_s
         self._rebuilds_started = 0
         self._core: GraphCore | None = None
-        self._incarnations: Mapping[int, str] = {}
 
     # -- called from other threads ------------------------------------------------------------------------------------
 
@@ -273,7 +271,7 @@ class Supervisor:
         for attempt in itertools.count():
             if self._stopping.wait(backoff_delay_s(self._policy, attempt)):
                 return
-            lost, alive = self._probe(core, members, {**losses, **stuck}, stuck)
+            lost, alive = self._membership.probe(members, {**losses, **stuck}, stuck, core.generation)
             plan = plan_rebuild(
                 [member.info for member in members], alive, self._policy, rebuilds_started=self._rebuilds_started
             )
@@ -283,9 +281,9 @@ class Supervisor:
             core.note_lost(lost)
             self._rebuilds_started += 1
             try:
-                members = self._members_of(members, plan.keep, plan.replace)
+                members = self._membership.choose(members, plan.keep, plan.replace)
                 engine = self._backend.build(core.generation + 1, members, self._on_break)
-                self._run_hook(core, engine, members)
+                self._membership.announce(engine, core.generation + 1, members, self._teardown_timeout_s)
             except HostsLostError as error:
                 losses, stuck = error.losses, {}
                 fruitless = fruitless + 1 if not losses else 0
@@ -307,91 +305,11 @@ class Supervisor:
                 return
 
     def _open(self, core: GraphCore, engine: Engine, members: Sequence[Member]) -> bool:
-        self._incarnations = engine.incarnations
-        located = [
-            Member(replace(member.info, node_id=engine.node_ids[member.info.host_id]), member.actor)
-            for member in members
-        ]
-        if core.open(engine, located):
+        if core.open(engine, self._membership.settle(engine, members)):
             self._watch.begin(engine)
             return True
         self.tear_down(core, engine, Deadline.after(self._teardown_timeout_s))
         return False
-
-    def _probe(
-        self,
-        core: GraphCore,
-        members: Sequence[Member],
-        losses: Mapping[int, Exception],
-        stuck: Mapping[int, Exception],
-    ) -> tuple[list[LostHost], set[int]]:
-        """Return the hosts that are lost and the ``host_id`` of those that are alive.
-
-        An actor that Ray has restarted is alive and stays, but the host it was is lost: its state is gone.
-        """
-        asked = [member for member in members if member.info.host_id not in stuck]
-        reports = self._backend.probe(asked, self._policy.probe_timeout_s)
-        lost, alive = [], set()
-        for member in members:
-            host_id = member.info.host_id
-            reply = reports.get(host_id) or stuck[host_id]
-            cause: Exception | None = None
-            if not isinstance(reply, HostReport):
-                cause = stuck.get(host_id) or losses.get(host_id, reply)
-            else:
-                alive.add(host_id)
-                if reply.incarnation != self._incarnations.get(host_id, reply.incarnation):
-                    cause = losses.get(host_id, CgexecError(f"host {host_id} was restarted by Ray"))
-                    self._incarnations = {**self._incarnations, host_id: reply.incarnation}
-            if cause is not None:
-                _logger.warning("graph %r lost host %d: %s", core.name, host_id, cause)
-                lost.append(LostHost(as_lost(member.info), core.generation, cause))
-        return lost, alive
-
-    def _members_of(self, members: Sequence[Member], keep: Sequence[int], positions: Sequence[int]) -> list[Member]:
-        """Return the hosts of the next generation, in their original order; asks the policy for the missing ones."""
-        by_id = {member.info.host_id: member for member in members}
-        chosen = {host_id: by_id[host_id] for host_id in keep}
-        for host_id in positions:
-            info = by_id[host_id].info
-            actor = self._call_hook("replace", self._policy.replace, as_lost(info))
-            chosen[host_id] = Member(replace(info, node_id=None, healthy=True, failed=False), actor)
-            self._incarnations = {known: each for known, each in self._incarnations.items() if known != host_id}
-        ordered = [chosen[host_id] for host_id in sorted(chosen)]
-        check_actors([member.actor for member in ordered])
-        return ordered
-
-    def _run_hook(self, core: GraphCore, engine: Engine, members: Sequence[Member]) -> None:
-        """Run ``on_rebuild`` on a graph that is not open yet; HostsLostError if a host died meanwhile."""
-        try:
-            self._call_hook(
-                "on_rebuild",
-                self._policy.on_rebuild,
-                core.generation + 1,
-                [member.info for member in members],
-                [member.actor for member in members],
-            )
-            failed: Exception | None = None
-        except Exception as error:  # noqa: BLE001 - a hook may raise anything; whether it is to blame is asked below
-            failed = error
-        if failed is None and not engine.broken:
-            return
-        losses = losses_among(self._backend.probe(members, self._policy.probe_timeout_s))
-        stuck = engine.tear_down(self._teardown_timeout_s)
-        if losses or stuck or failed is None:
-            raise HostsLostError({**losses, **stuck}) from failed
-        raise failed
-
-    def _call_hook(self, name: str, hook: Any, *args: Any) -> Any:
-        if hook is None:
-            return None
-        what = f"RebuildPolicy.{name}"
-        try:
-            return bounded.call_bounded(lambda: hook(*args), self._policy.hook_timeout_s, f"cgexec-{name}", what)
-        except Exception:
-            raise
-        except BaseException as error:
-            raise CgexecError(f"{what} raised {type(error).__name__}: {error}") from error
 
     def _fail(self, core: GraphCore, reason: GraphFailedError, lost: Sequence[LostHost]) -> None:
         core.fail(reason, lost)

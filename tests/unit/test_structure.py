@@ -24,7 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"hosts", "shapes", "supervision", "stopwatch"}),
     frozenset({"engine"}),
     frozenset({"lifecycle", "recovery", "outcomes"}),
-    frozenset({"execution", "reading", "core", "watch", "supervisor", "executor", "testing"}),
+    frozenset({"execution", "reading", "core", "watch", "membership", "supervisor", "executor", "testing"}),
     frozenset({"cli", "demo", "chaos", "__main__"}),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -82,19 +82,6 @@ def qualified_name(exception: BaseException) -> str:
     return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def bare(error: Exception) -> Exception:
-    """Return ``error`` without tracebacks: it may be kept for long, and their frames hold whatever was in use."""
-    links: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while links:
-        link = links.pop()
-        if link is not None and id(link) not in seen:
-            seen.add(id(link))
-            link.__traceback__ = None
-            links += [link.__cause__, link.__context__]
-    return error
-
-
 def as_plain_exception(error: BaseException) -> Exception:
     """Return ``error``, or an Exception that says what it is if it is none."""
     return error if isinstance(error, Exception) else RuntimeError(f"{class_name(error)}: {text_of(error)}")

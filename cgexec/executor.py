@@ -16,6 +16,7 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,7 @@ from cgexec.config import GraphConfig, RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
 from cgexec.engine.backends import backend_for
-from cgexec.engine.protocol import HostReport, HostsLostError, Member
+from cgexec.engine.protocol import HostReport, HostsLostError, Member, SessionOverError
 from cgexec.engine.ray_context import effective_settings
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.errors import GraphClosedError, GraphSpecError
@@ -101,10 +102,13 @@ class GraphExecutor:
         self._core = GraphCore(
             name, kind, self._settings, config.fail_fast, self._supervisor.broke, self._supervisor.wait_ran_out
         )
-        weakref.finalize(self, self._supervisor.forgotten).atexit = False  # Ray's own exit ends the graph
+        self._if_forgotten = weakref.finalize(self, self._supervisor.forgotten)
+        self._if_forgotten.atexit = False  # Ray's own exit ends the graph
         members = [Member(info, actor) for info, actor in zip(group.infos, group.actors, strict=True)]
         try:
             self._supervisor.start(self._core, members)
+        except SessionOverError as error:
+            raise GraphSpecError(f"the actors cannot be used: {error}") from error
         except HostsLostError as error:
             if not error.losses:
                 raise GraphSpecError(f"the graph cannot be built: {error}") from error
@@ -217,7 +221,9 @@ class GraphExecutor:
         """
         check_duration("timeout_s", timeout_s, FROM_CALL)
         members = self._core.members
-        replies = self._backend.probe(members, timeout_s)
+        replies: dict[int, HostReport | Exception] = {}
+        with suppress(SessionOverError):  # its hosts are gone
+            replies = self._backend.probe(members, timeout_s)
         by_id = {member.info.host_id: member.info for member in members}
         health = []
         for planned in self._planned:
@@ -261,7 +267,8 @@ class GraphExecutor:
         try:
             if not self._closed:
                 self._close(deadline)
-                self._closed = True
+                self._closed, self._engine_left = True, None
+                self._if_forgotten.detach()  # it refers to the caller's hooks, which may refer to whatever they like
         finally:
             self._closing.release()
 

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_OURS = {"cgexec", "concurrent", "contextlib", "threading"}  # packages whose frames only lead to the caller's code
+
 
 def apart(call: Callable[[], T]) -> tuple[T, None] | tuple[None, BaseException]:
     """Return (what ``call()`` returns, None), or (None, what it raises) with a traceback of none but its own frames."""
@@ -30,3 +32,32 @@ def _outcomes(call: Callable[[], T]) -> Generator[tuple[T, None] | tuple[None, B
         BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
         outcome = None, error
     yield outcome
+
+
+def bare(error: Exception) -> Exception:
+    """Return ``error`` without tracebacks: it may be kept for long, and their frames hold whatever was in use."""
+    for link in _links(error):
+        link.__traceback__ = None
+    return error
+
+
+def without_our_frames(error: Exception) -> Exception:
+    """Return ``error`` with tracebacks that begin in the caller's code; ``bare`` if they never come there."""
+    for link in _links(error):
+        tb = link.__traceback__
+        while tb is not None and tb.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+            tb = tb.tb_next
+        link.__traceback__ = tb
+    return error
+
+
+def _links(error: BaseException) -> list[BaseException]:
+    """Return ``error`` and whatever led to it."""
+    found: dict[int, BaseException] = {}
+    links: list[BaseException | None] = [error]
+    while links:
+        link = links.pop()
+        if link is not None and id(link) not in found:
+            found[id(link)] = link
+            links += [link.__cause__, link.__context__]
+    return list(found.values())

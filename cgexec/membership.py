@@ -15,6 +15,7 @@ from cgexec.engine import bounded
 from cgexec.engine.protocol import Backend, Engine, HostReport, HostsLostError, Member, losses_among
 from cgexec.errors import CgexecError
 from cgexec.hosts import check_actors
+from cgexec.isolation import apart
 from cgexec.topology import LostHost, as_lost
 
 _logger = logging.getLogger(__name__)
@@ -91,12 +92,8 @@ class Membership:
             HostsLostError: a host died meanwhile.
             Exception: whatever the hook raises, though every host is alive.
         """
-        failed: Exception | None = None
-        try:
-            infos = [member.info for member in members]
-            self._call_hook("on_rebuild", self._policy.on_rebuild, generation, infos, [m.actor for m in members])
-        except Exception as error:  # noqa: BLE001 - a hook may raise anything; whether it is to blame is asked below
-            failed = error
+        infos, actors = [member.info for member in members], [member.actor for member in members]
+        _, failed = apart(lambda: self._call_hook("on_rebuild", self._policy.on_rebuild, generation, infos, actors))
         if failed is None and not engine.broken:
             return
         losses = losses_among(self._backend.probe(members, self._policy.probe_timeout_s))
@@ -108,10 +105,9 @@ class Membership:
     def _call_hook(self, name: str, hook: Any, *args: Any) -> Any:
         if hook is None:
             return None
-        what = f"RebuildPolicy.{name}"
-        try:
-            return bounded.call_bounded(lambda: hook(*args), self._policy.hook_timeout_s, f"cgexec-{name}", what)
-        except Exception:
-            raise
-        except BaseException as error:
-            raise CgexecError(f"{what} raised {type(error).__name__}: {error}") from error
+        return bounded.call_theirs(
+            lambda: self._backend.ask(lambda: hook(*args)),
+            self._policy.hook_timeout_s,
+            f"cgexec-{name}",
+            f"RebuildPolicy.{name}",
+        )

@@ -28,8 +28,9 @@ from ray.exceptions import RayChannelError
 from cgexec.config import RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
-from cgexec.engine.protocol import Backend, Break, Engine, HostsLostError, Member
+from cgexec.engine.protocol import Backend, Break, Engine, HostsLostError, Member, SessionOverError
 from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
+from cgexec.isolation import without_our_frames
 from cgexec.lifecycle import GraphEvent, GraphState
 from cgexec.membership import Membership
 from cgexec.recovery import GiveUp, backoff_delay_s, plan_rebuild
@@ -100,7 +101,7 @@ class Supervisor:
         """Build the first generation, on this thread, and go on watching over it.
 
         Raises:
-            GraphSpecError, HostsLostError: see ``Backend.build``.
+            GraphSpecError, HostsLostError, SessionOverError: see ``Backend.build``.
         """
         self._core = core
         engine = self._backend.build(0, members, self._on_break)
@@ -140,26 +141,30 @@ class Supervisor:
         if core is None:
             return
         while not self._stopping.is_set():
-            event = self._events.get()
-            try:
-                match event:
-                    case _Broke(engine, seen) if core.current_engine() is engine:
-                        self._handle_break(core, engine, seen)
-                    case _GivenUp(engine, why) if core.current_engine() is engine and not engine.session_over:
-                        self._break_off(core, engine, why, given_up=dict(why.errors))
-                    case _Requested(done):
-                        self._handle_request(core, done)
-                    case _Forgotten():
-                        self._close(core)
-            except BaseException as error:
-                _logger.exception("graph %r: the rebuild itself failed", self._name)
-                left = core.current_engine()
-                reason = GraphFailedError(f"the rebuild itself failed: {type(error).__name__}: {error}", error)
-                if left is not None and core.break_off(left, Break((), reason)):
-                    left.tear_down(self._teardown_timeout_s)
-                self._fail(core, reason, ())
+            self._handle_next(core)
         self._ended.set()
         self._refuse_requests()
+
+    def _handle_next(self, core: GraphCore) -> None:
+        """Wait for an event and handle it; its locals keep engines, hence they do not outlive it."""
+        event = self._events.get()
+        try:
+            match event:
+                case _Broke(engine, seen) if core.current_engine() is engine:
+                    self._handle_break(core, engine, seen)
+                case _GivenUp(engine, why) if core.current_engine() is engine and not engine.session_over:
+                    self._break_off(core, engine, why, given_up=dict(why.errors))
+                case _Requested(done):
+                    self._handle_request(core, done)
+                case _Forgotten():
+                    self._close(core)
+        except BaseException as error:
+            _logger.exception("graph %r: the rebuild itself failed", self._name)
+            left = core.current_engine()
+            reason = GraphFailedError(f"the rebuild itself failed: {type(error).__name__}: {error}", error)
+            if left is not None and core.break_off(left, Break((), reason)):
+                left.tear_down(self._teardown_timeout_s)
+            self._fail(core, reason, ())
 
     def _refuse_requests(self) -> None:
         """Answer the requests that nobody will serve any more. Any thread may do it, also several at once."""
@@ -259,14 +264,20 @@ class Supervisor:
         self, core: GraphCore, old: Engine, why: Break, given_up: Mapping[int, Exception] = MappingProxyType({})
     ) -> None:
         started = time.monotonic()
-        members = list(core.members)
-        losses: dict[int, Exception] = dict(why.errors)
         self._leaving = old
         stuck = {**old.tear_down(self._teardown_timeout_s), **given_up}
         self._leaving = None
-        if old.session_over:
+        try:
+            self._build_next(core, old, why, stuck, started)
+        except SessionOverError:
             core.fail(_ended_with_ray(), ())
-            return
+
+    def _build_next(
+        self, core: GraphCore, old: Engine, why: Break, stuck: Mapping[int, Exception], started: float
+    ) -> None:
+        """Build until a generation is open, or the policy gives up. Raises SessionOverError."""
+        members = list(core.members)
+        losses: dict[int, Exception] = dict(why.errors)
         fruitless = 0
         for attempt in itertools.count():
             if self._stopping.wait(backoff_delay_s(self._policy, attempt)):
@@ -284,17 +295,17 @@ class Supervisor:
                 members = self._membership.choose(members, plan.keep, plan.replace)
                 engine = self._backend.build(core.generation + 1, members, self._on_break)
                 self._membership.announce(engine, core.generation + 1, members, self._teardown_timeout_s)
-            except HostsLostError as error:
-                losses, stuck = error.losses, {}
+            except Exception as error:  # a builder or a hook may raise anything; it is the reason
+                if old.session_over:
+                    raise SessionOverError from error
+                losses, stuck = error.losses if isinstance(error, HostsLostError) else {}, {}
                 fruitless = fruitless + 1 if not losses else 0
-                if fruitless > _MOST_FRUITLESS_BUILDS:
-                    self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {error}", error), ())
+                if not isinstance(error, HostsLostError) or fruitless > _MOST_FRUITLESS_BUILDS:
+                    self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {_named(error)}", error), ())
+                    without_our_frames(error)  # which is kept, and they would keep the engines
                     return
                 if not core.happened(GraphEvent.SYSTEM_ERROR, f"while it was rebuilt: {error}"):
                     return
-            except Exception as error:  # noqa: BLE001 - a builder or a hook may raise anything; it is the reason
-                self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {_named(error)}", error), ())
-                return
             else:
                 if self._open(core, engine, members):
                     took_s = time.monotonic() - started
@@ -328,7 +339,7 @@ def _ended_with_ray() -> GraphFailedError:
 
 def _named(error: Exception) -> str:
     """Return the text of ``error``, with the name of its class unless it is one of ours and says enough."""
-    return str(error) if isinstance(error, CgexecError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, (CgexecError, HostsLostError)) else f"{type(error).__name__}: {error}"
 
 
 def _because(reason: GraphFailedError, first: Exception) -> GraphFailedError:

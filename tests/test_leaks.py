@@ -23,6 +23,7 @@ from ray import cloudpickle
 from workers import loops
 
 from cgexec import GraphConfig, GraphExecutor, GraphState, JobSucceeded, RebuildPolicy, fan_out
+from cgexec.engine.hub import Hub
 from cgexec.testing import Message, kill, kill_process, pid_of
 from cgexec.testing.leftovers import is_running, open_files
 
@@ -149,6 +150,9 @@ def test_one_graph_after_another_leaves_nothing_though_no_garbage_is_collected(p
     def cycle(number: int) -> None:
         with GraphExecutor(actors, fan_out("work"), config=WAYS[way]) as graph:
             check(graph, number)
+            if number % 4 == 0:
+                graph.rebuild()
+                check(graph, number)
 
     for number in range(WARM_UP):
         cycle(number)
@@ -159,6 +163,40 @@ def test_one_graph_after_another_leaves_nothing_though_no_garbage_is_collected(p
         for number in range(20):
             cycle(number)
         check_that_there_is_no_more(before, pool, actors, way)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("ending", ["a host dies", "on_rebuild raises", "replace raises", "the builder raises"])
+def test_no_generation_outlives_its_graph_though_no_garbage_is_collected(pool, way, ending):
+    """Neither what the graph ended with, nor a hook that refers to the graph, keeps anything open."""
+    graphs: list[GraphExecutor] = []
+
+    def raises(*_args: Any) -> None:
+        if graphs:
+            raise ValueError("of the caller's")
+
+    def build(inp: Any, actors: list[Any]) -> list[Any]:
+        if ending == "the builder raises":
+            raises()
+        return [actor.work.bind(inp) for actor in actors]
+
+    hook = {"on_rebuild raises": {"on_rebuild": raises}, "replace raises": {"replace": raises}}.get(ending, {})
+    actors = pool.take(HOSTS)
+    gc.collect()
+    gc.disable()
+    try:
+        with GraphExecutor(actors, build, config=WAYS[way], policy=RebuildPolicy(**hook)) as graph:
+            graphs.append(graph)
+            check(graph, 1)
+            kill_process(actors[VICTIM], pool.actors.pop(actors[VICTIM]))
+            assert eventually(lambda: graph.generation == 1 or graph.state is GraphState.FAILED)
+            if ending == "a host dies":
+                assert isinstance(graph.execute(Message(2)), JobSucceeded)
+            else:
+                assert "of the caller's" in str(graph.failure)
+        assert eventually(lambda: not [each for each in gc.get_objects() if isinstance(each, Hub)])
     finally:
         gc.enable()
 

@@ -63,8 +63,25 @@ def test_a_channel_that_several_tasks_read_wraps_the_real_one():
     assert (cached._inner_channel, cached._num_reads) == (inner, 3)
 
 
-def test_ray_logs_teardowns_through_the_logger_that_is_filtered():
-    assert compiled_dag_node.logger.name == "ray.dag.compiled_dag_node"
+def test_a_graph_that_is_said_to_be_torn_down_is_left_alone_by_ray(spawn):
+    """Neither a caller, nor Ray's own thread, nor garbage collection tears it down: its loop goes on."""
+    (actor,) = spawn(1)
+    with InputNode() as inp:
+        compiled = actor.work.bind(inp).experimental_compile()
+    loops = list(compiled.worker_task_refs.values())
+    compiled._is_teardown = compiled._monitor._teardown_done = True
+    compiled.teardown(kill_actors=True)
+    compiled._monitor.teardown(kill_actors=True)
+    ray.get(compiled.execute(request(1)))
+    assert ray.wait(loops, timeout=0.2)[0] == []
+    compiled._is_teardown = compiled._monitor._teardown_done = False
+    compiled.teardown()
+    assert ray.wait(loops, timeout=10)[0] == loops
+
+
+def test_a_group_of_accelerators_is_ended_by_its_name():
+    assert list(inspect.signature(compiled_dag_node._destroy_communicator).parameters) == ["group_id"]
+    compiled_dag_node._destroy_communicator("one that is not there")
 
 
 def test_nodes_know_their_neighbours_and_their_actor(spawn):
@@ -105,9 +122,9 @@ def test_a_compiled_graph_shows_its_channels_its_tasks_its_loops_and_its_monitor
         assert (task.method_name, task.resolved_kwargs) == ("work", {})
         assert isinstance(task.output_writer, SynchronousWriter)
         assert inspect.signature(task.cancel).parameters == {}
-    for end in (compiled._dag_submitter, compiled._dag_output_fetcher):
-        assert inspect.signature(end.close).parameters == {}
     assert compiled._monitor.is_alive()
+    assert (compiled._is_teardown, compiled._monitor._teardown_done) == (False, False)
+    assert compiled._actors_to_created_communicator_id == {}
     assert compiled._proxy_actor._actor_id.hex() in ray._private.state.actors()
     serialised = ray._private.worker.global_worker.get_serialization_context().serialize(request(1))
     assert serialised.total_bytes + len(serialised.metadata) > 0

@@ -1,11 +1,17 @@
 """Ray goes away under a graph that was not closed: at the end of the program, or by ray.shutdown()."""
 
+import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import ray
 from conftest import TRANSPORTS, eventually
+from pool import WAYS
 from test_cli import processes_of_session, run
+
+from cgexec.engine.protocol import SessionOverError
 
 pytestmark = pytest.mark.clause("C5")
 
@@ -81,66 +87,32 @@ def test_a_graph_that_was_not_closed_ends_with_ray(tmp_path, ending, transport):
     assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)
 
 
-WAYS = {
-    "socket": "GraphConfig(max_inflight=4)",
-    "ray": 'GraphConfig(max_inflight=4, transport="ray", buffer_size_bytes=10_000)',
-    "calls": 'GraphConfig(max_inflight=4, engine="actor_calls")',
-}
-IN_FLIGHT = """
-import gc, logging, os, ray, threading, time
-from cgexec import GraphConfig, GraphExecutor, fan_out
-from cgexec.testing import Message, Recorder
-
-logging.getLogger("cgexec").setLevel("ERROR")
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-         object_store_memory=200_000_000)
-actors = [ray.remote(num_cpus=0)(Recorder).remote(label) for label in range(2)]
-graph = GraphExecutor(actors, fan_out("work"), config=CONFIG)
-print(len(graph.execute(Message(1)).result))
-execution = graph.submit(Message(2, {0: ["never-return"]}))
-def attempt(call):
-    try:
-        call()
-    except Exception as error:
-        print(type(error).__name__)
-def in_a_thread(call):
-    thread = threading.Thread(target=attempt, args=(call,))
-    thread.start()
-    return thread
-def await_state(state):
-    while graph.state.value != state:
-        time.sleep(0.001)
-"""
+ENDED = "GraphFailedError: Ray was shut down under the graph"
+REFUSED = f"GraphSpecError: the actors cannot be used: {SessionOverError()}"
+IN_A_REBUILD = {"state": "failed", "raised": ENDED}
 MEANWHILE = {
-    "waits": ("thread = in_a_thread(lambda: execution.status(-1))", []),
-    "closes": ("thread = in_a_thread(graph.close); await_state('closed')", []),
-    "rebuilds": ("thread = in_a_thread(graph.rebuild); await_state('rebuilding')", ["GraphFailedError"]),
-    "has forgotten it": ("thread = threading.Thread(); thread.start(); del graph; gc.collect()", []),
+    "waits": {"state": "failed", "settled": "JobError"},
+    "closes": {"state": "closed", "settled": "JobError"},
+    "rebuilds": {"settled": "JobError", **IN_A_REBUILD},
+    "has forgotten it": {"settled": "JobError"},
+    "builds": {"raised": REFUSED},
+    "asks in a hook": IN_A_REBUILD,
+    "starts actors in a hook": {"state": "failed"},
+    "probes": IN_A_REBUILD,
+    "prepares": IN_A_REBUILD,
 }
-AFTERWARDS = """
-ray.shutdown()
-thread.join(5)
-print(thread.is_alive(), ray.is_initialized(), execution.status(5).info.state != "pending")
-if "graph" in globals():
-    graph.close()
-def left():
-    return [each.name for each in threading.enumerate() if "cgexec" in each.name]
-end = time.monotonic() + 5
-while left() and time.monotonic() < end:
-    time.sleep(0.01)
-print(left())
-print(ray.is_initialized())
-"""
+ON_COMPILED = {"compiles": IN_A_REBUILD, "settles in": IN_A_REBUILD}
+ON_CALLS = {"hands out the plan": IN_A_REBUILD}
+NOTHING_LEFT = {"stuck": False, "another Ray": False, "another Ray later": False, "threads": [], "raised": None}
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("meanwhile", MEANWHILE)
-def test_ray_is_shut_down_while_somebody(tmp_path, meanwhile, way):
-    """Nobody is kept waiting, and nobody starts another Ray."""
-    doing, shown = MEANWHILE[meanwhile]
-    script = tmp_path / "script.py"
-    script.write_text(IN_FLIGHT.replace("CONFIG)", WAYS[way] + ")") + doing + AFTERWARDS)
-    code, out, err, session = run(sys.executable, str(script))
-    assert (code, err) == (0, "")
-    assert out.splitlines() == ["2", *shown, "False False True", "[]", "False"]
+def test_ray_is_shut_down_while_somebody(local_ray, way):
+    """Nobody is kept waiting, nobody starts another Ray, and nobody asks one that is ending, which ends the process."""
+    address = ray.get_runtime_context().gcs_address
+    code, out, err, session = run(sys.executable, str(Path(__file__).with_name("shutdowns.py")), address, way)
+    assert (code, err) == (0, ""), out
+    found = {outcome.pop("meanwhile"): outcome for outcome in map(json.loads, out.splitlines())}
+    expected = MEANWHILE | (ON_CALLS if way == "calls" else ON_COMPILED)
+    assert found == {meanwhile: NOTHING_LEFT | outcome for meanwhile, outcome in expected.items()}
     assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)

@@ -3,20 +3,17 @@
 Each step of each execution is one call of its actor, submitted when the execution is sent; Ray carries what one returns
 to the next. What is carried are the same frames as in a compiled graph, and a step does the same with them
 (``steps``). The actors are prepared as for a compiled graph: a lease, and a control connection that tells of a death.
-
-Private name used here: ``compiled_dag_node._compiled_dags``, the graphs whose ``teardown(kill_actors=True)`` Ray calls
-as it shuts down. Without a word before it, a thread that asks Ray for anything meanwhile may end the process.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import ray
-from ray.dag import compiled_dag_node
 from ray.exceptions import ActorUnavailableError, RayChannelError, RaySystemError
 
 from cgexec.classify import Place, Verdict, classify
@@ -25,14 +22,13 @@ from cgexec.engine import payload
 from cgexec.engine.departure import stuck_host
 from cgexec.engine.frames import Encoded, Kind, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
-from cgexec.engine.hub import GraphKey, Hub, find_hub
+from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub
 from cgexec.engine.leasing import leased_actors
-from cgexec.engine.over_ray import EngineOverRay, SessionOverError
+from cgexec.engine.over_ray import BackendOverRay, EngineOverRay
 from cgexec.engine.plan import FromInput, FromStep, Plan, Source, local_readers, plan_of, remote_parts
 from cgexec.engine.preparation import (
     ActorReport,
     call_all,
-    call_out,
     probe,
     release,
 )
@@ -40,22 +36,22 @@ from cgexec.engine.protocol import (
     Break,
     Engine,
     EngineBrokenError,
-    HostReport,
     HostsLostError,
     Member,
     Output,
     OutputError,
+    SessionOverError,
     losses_among,
 )
 from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.session import Session
 from cgexec.engine.steps import Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.errors import GraphSpecError
-from cgexec.exception_info import bare
 from cgexec.interruption import is_interruption
+from cgexec.isolation import bare
 
-_CLEAN_UP_S = 5.0
-_LOOK_S = 0.1  # in one go, so that hurry() is heard
+_LOOK_S = 0.1  # in one go, so that hurry() is heard, and a shutdown of Ray
 _PLAN = b"plan"  # what the actor keeps its steps under, in its hub
 
 
@@ -85,13 +81,17 @@ class _ActorsPart:
         return Taken(execution, None, None, value)
 
 
-def take_plan(_instance: Any, key: GraphKey, plan: Plan) -> None:
-    """Keep the plan for the calls to come. *In the actor.*"""
-    hub = find_hub(key)
-    part: _ActorsPart = hub.shared(_PLAN, lambda: _ActorsPart(plan))
+def take_plan(_instance: Any, key: GraphKey, plan: Plan) -> str:
+    """Keep the plan for the calls to come; returns what is in the way, nothing as a rule. *In the actor.*"""
+    try:
+        hub = find_hub(key)
+        part: _ActorsPart = hub.shared(_PLAN, lambda: _ActorsPart(plan))
+    except HubClosedError as error:
+        return str(error)
     for step in part.steps:
         hub.task_started(step)
     hub.stop_listening()  # nobody connects here
+    return ""
 
 
 def run_step(instance: Any, key: GraphKey, index: int, execution: int, *frames: bytes) -> Any:
@@ -116,34 +116,28 @@ def _no_plan() -> _ActorsPart:
     raise RayChannelError("the actor has no part in this generation of the graph")
 
 
-class ActorCallsBackend:
+class ActorCallsBackend(BackendOverRay):
     """Builds graphs of ordinary actor calls."""
 
-    def __init__(self, recipe: GraphRecipe) -> None:
-        self._recipe = recipe
-
-    def build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> ActorCallsEngine:
-        """See ``protocol.Backend``."""
+    def _build(
+        self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]
+    ) -> ActorCallsEngine:
         deadline = Deadline.after(self._recipe.build_timeout_s)
         bound = self._recipe.bind(members)
         plan = plan_of(bound, {member.actor: member.info.host_id for member in members})
-        with leased_actors(self._recipe, generation, members, bound.methods, deadline) as (hub, reports):
+        with leased_actors(self._session, self._recipe, generation, members, bound.methods, deadline) as (hub, reports):
             _check_that_calls_keep_their_order(reports)
-            losses = losses_among(
-                call_all(
-                    members,
-                    deadline.remaining_s(),
-                    lambda member: member.actor.__ray_call__.remote(take_plan, hub.key, plan),
-                )
+            replies = call_all(
+                self._session,
+                members,
+                deadline.remaining_s(),
+                lambda member: member.actor.__ray_call__.remote(take_plan, hub.key, plan),
             )
-            if losses:
-                raise HostsLostError(losses)
-        hub.stop_listening()
-        return ActorCallsEngine(self._recipe, bound, plan, members, reports, hub, on_break)
-
-    def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
-        """See ``protocol.Backend``."""
-        return probe(members, timeout_s)
+            missing = "; ".join(f"on host {host_id}, {reply}" for host_id, reply in replies.items() if reply)
+            if missing:
+                raise HostsLostError(losses_among(replies), RayChannelError(missing))
+            hub.stop_listening()
+            return ActorCallsEngine(self._session, self._recipe, bound, plan, members, reports, hub, on_break)
 
 
 def _check_that_calls_keep_their_order(reports: Mapping[int, ActorReport]) -> None:
@@ -172,6 +166,7 @@ class ActorCallsEngine(EngineOverRay):
 
     def __init__(
         self,
+        session: Session,
         recipe: GraphRecipe,
         bound: BoundGraph,
         plan: Plan,
@@ -180,30 +175,22 @@ class ActorCallsEngine(EngineOverRay):
         hub: Hub,
         on_break: Callable[[Engine], None],
     ) -> None:
-        super().__init__(members, reports, hub)
+        super().__init__(session, members, reports, hub, on_break)
         self.spec = bound.spec
         self.capacity = recipe.settings.max_inflight.value
         self._plan = plan
         self._keys = plan.input_keys()
         self._places = plan.places()
         self._actors = {member.info.host_id: member.actor for member in members}
-        self._on_break = on_break
         self._runs: deque[_Run] = deque()
         self._cut_short: list[_Run] = []  # of which not all calls were submitted
         self._num_sent = 0
         self._ended: dict[int, Exception] = {}
         hub.tell_losses(self._connection_ended)
-        compiled_dag_node._compiled_dags[hub.key] = self
-
-    def teardown(self, kill_actors: bool = False) -> None:
-        """End: Ray calls this of every graph that it knows, as it shuts down."""
-        self._end_with_ray(kill_actors)
-        self._on_break(self)
 
     def _connection_ended(self, actor_id: str) -> None:
         self._end(*self._cut_off(actor_id))
-        self.session_over = self.session_over or not ray.is_initialized()
-        self._on_break(self)
+        self._say_broken()
 
     def _end(self, host_id: int, error: Exception) -> None:
         with self._changed:
@@ -223,7 +210,7 @@ class ActorCallsEngine(EngineOverRay):
         run = _Run(self._num_sent)
         frames = [join(pack(each, self._hub.key.generation, run.number)) for each in encoded]
         try:
-            self._ask_ray(partial(self._submit, run, frames))
+            self._session.ask(partial(self._submit, run, frames))
         except SessionOverError:
             raise self._session_over() from None
         except Exception as error:
@@ -246,8 +233,8 @@ class ActorCallsEngine(EngineOverRay):
             run.refs.append(refs if len(step.parts) > 1 else [refs])
 
     def _session_over(self) -> EngineBrokenError:
-        self.broken = self.session_over = True
-        return EngineBrokenError(RaySystemError("Ray is not initialised in this process"))
+        self.broken = True
+        return EngineBrokenError(RaySystemError(str(SessionOverError())))
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Get the outputs that have come."""
@@ -260,7 +247,9 @@ class ActorCallsEngine(EngineOverRay):
         run = self._runs[0]
         while None in outputs:
             missing = {run.ref(source): source for source, places in self._places.items() if outputs[places[0]] is None}
-            ready, _ = self._ask_ray(partial(ray.wait, list(missing), timeout=deadline.wait_s(), fetch_local=True))
+            ready, _ = self._session.ask(
+                partial(ray.wait, list(missing), timeout=deadline.slice_s(_LOOK_S), fetch_local=True)
+            )
             failed = False
             for ref in ready:
                 output = self._output(run, missing[ref], ref)
@@ -275,7 +264,7 @@ class ActorCallsEngine(EngineOverRay):
         """Return an output that has come. Raises EngineBrokenError if it is none of a method's making."""
         origin = self._plan.steps[source.step].origin
         try:
-            frame = unpack(self._ask_ray(lambda: ray.get(ref)))
+            frame = unpack(self._session.ask(lambda: ray.get(ref)))
         except SessionOverError:
             raise
         except Exception as error:
@@ -290,7 +279,7 @@ class ActorCallsEngine(EngineOverRay):
         for step, (ref, *_) in zip(self._plan.steps, run.refs, strict=False):
             if self._wait([ref], 0)[0]:
                 try:
-                    self._ask_ray(partial(ray.get, ref))
+                    self._session.ask(partial(ray.get, ref))
                 except SessionOverError:
                     raise
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
@@ -299,7 +288,9 @@ class ActorCallsEngine(EngineOverRay):
 
     def why_broken(self, seen: Exception, timeout_s: float) -> Break:
         """Return which hosts have left; asks those that have not said so."""
-        found = losses_among(probe(self._members, timeout_s))
+        found: dict[int, Exception] = {}
+        with suppress(SessionOverError):
+            found = losses_among(probe(self._session, self._members, timeout_s))
         for host_id, error in found.items():
             if classify(error, Place.LOOP) is Verdict.PREEMPTED:
                 self._end(host_id, error)
@@ -312,22 +303,26 @@ class ActorCallsEngine(EngineOverRay):
         self.hurry(timeout_s)
         graph_id = self._hub.key.graph_id
         self._hub.shut()
-        try:
-            stuck = [] if self.session_over else self._stuck_members(graph_id)
-        except SessionOverError:
-            self.session_over, stuck = True, []
+        stuck = self._stuck_members(graph_id)
         self._runs.clear()
         self._cut_short.clear()
-        if not self.session_over:
-            self.kill({member.info.host_id for member in stuck})
-            release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
+        self.kill({member.info.host_id for member in stuck})
+        release(
+            self._session,
+            [member for member in self._members if member not in stuck],
+            graph_id,
+            self._departure.clean_up_by().remaining_s(),
+        )
         return {member.info.host_id: stuck_host(member) for member in stuck}
 
     def _stuck_members(self, graph_id: str) -> list[Member]:
-        """Wait for all hosts, and return those that have not left. Raises SessionOverError."""
-        call_out(self._without_control, graph_id)
-        # All are looked at before one is killed: that ends the calls of others which wait for what it is to return.
-        return [member for member in self._members if self._stays(member.info.host_id)]
+        """Wait for all hosts, and return those that have not left."""
+        release(self._session, self._without_control, graph_id, 0)
+        try:
+            # All are looked at before one is killed: that ends the calls of others which wait for what it is to return.
+            return [member for member in self._members if self._stays(member.info.host_id)]
+        except SessionOverError:
+            return []
 
     def _stays(self, host_id: int) -> bool:
         """Wait for the calls of one host; returns whether it is inside one of them when the time is up.
@@ -356,5 +351,5 @@ class ActorCallsEngine(EngineOverRay):
         if not unique:
             return set(), set()
         look = partial(ray.wait, unique, num_returns=len(unique), timeout=timeout_s, fetch_local=False)
-        come, left = self._ask_ray(look)
+        come, left = self._session.ask(look)
         return set(come), set(left)

@@ -10,13 +10,21 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TypeVar
+from typing import TypeVar, cast
+
+from cgexec.errors import CgexecError
+from cgexec.exception_info import class_name, text_of
+from cgexec.isolation import apart
 
 T = TypeVar("T")
 
 
 class BoundExceededError(Exception):
     """A bounded call was still running at its bound; it goes on by itself."""
+
+
+class ExitedError(CgexecError):
+    """The caller's code raised what is no Exception: SystemExit, KeyboardInterrupt."""
 
 
 def start(call: Callable[[], T], name: str) -> Future[T]:
@@ -47,6 +55,17 @@ def wait(future: Future[T], timeout_s: float, what: str) -> T:
         raise BoundExceededError(f"{what} was still running after {timeout_s:g} s") from None
 
 
-def call_bounded(call: Callable[[], T], timeout_s: float, name: str, what: str) -> T:
-    """Run ``call`` on a thread called ``name`` and wait for it, as ``wait`` does."""
-    return wait(start(call, name), timeout_s, what)
+def call_theirs(call: Callable[[], T], timeout_s: float, name: str, what: str) -> T:
+    """Return what code of the caller's does, on a thread called ``name``; raises what it raises.
+
+    Raises:
+        BoundExceededError: it was still running after ``timeout_s``.
+        ExitedError: it raised what is no Exception.
+    """
+    result, raised = wait(start(lambda: apart(call), name), timeout_s, what)
+    if raised is None:
+        return cast("T", result)
+    if isinstance(raised, Exception):
+        raise raised
+    name = class_name(raised).rpartition(".")[2]
+    raise ExitedError(f"{what} raised {name}: {text_of(raised)}") from raised

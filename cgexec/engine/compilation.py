@@ -1,20 +1,29 @@
 """Having Ray compile a graph, of our channels and tasks.
 
-Private names used here: on an object of ``ray.dag.CompiledDAG``, ``_dag_submitter`` and ``_dag_output_fetcher``, Ray's
-own ends of the driver's channels, which its teardown closes before what has arrived is read; and ``_monitor``, its
-thread that tears the graph down when a loop ends; ``_proxy_actor``, an actor of Ray's own, one for each compile, which
-otherwise lives until garbage collection. On an actor's handle, ``_method_shells``: what a call is made from.
+Ray tears none of them down. Its teardown begins when a loop ends: it closes channels before what has arrived in them is
+read, waits for actors one after the other, 30 s for one that is busy and for ever for one that is inside a method, and
+goes on asking them while Ray shuts down, which ends the process. Our loops end with their hubs, and so do channels of
+Ray's own between them.
+
+Private names used here: on an object of ``ray.dag.CompiledDAG``, ``_is_teardown`` and, on its thread ``_monitor``,
+``_teardown_done``, which say that it has been torn down; ``_proxy_actor``, an actor of Ray's own, one for each compile,
+which otherwise lives until garbage collection; ``_actors_to_created_communicator_id``, the groups of accelerators that
+it has set up, and ``_destroy_communicator``, which ends one. On an actor's handle, ``_method_shells``: what a call is
+made from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.dag.compiled_dag_node import CompiledDAG
+from ray.dag.compiled_dag_node import (  # type: ignore[attr-defined] # imported there
+    CompiledDAG,
+    _destroy_communicator,
+)
 from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.engine.edges import give_hints
@@ -22,15 +31,7 @@ from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.hub import Hub
 from cgexec.engine.protocol import Member, OutputPort
 from cgexec.engine.tasks import framed_tasks
-from cgexec.engine.teardown_noise import hush
 from cgexec.settings import Settings
-
-
-class _Closed:
-    """In the place of the driver's ends as Ray made them."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def compile_graph(
@@ -55,8 +56,7 @@ def compile_graph(
             for unfinished in _compiled_in(error.__traceback__):
                 kill_helper(unfinished)
             raise
-    compiled._dag_submitter = compiled._dag_output_fetcher = _Closed()
-    hush(compiled._monitor)
+    compiled._is_teardown = compiled._monitor._teardown_done = True
     return compiled
 
 
@@ -77,10 +77,34 @@ def kill_helper(compiled: CompiledDAG) -> None:
         ray.kill(helper)
 
 
-def discard(compiled: CompiledDAG) -> None:
-    """Undo a compile that ended when nobody wanted its graph any more."""
-    compiled.teardown()
+def groups_of(compiled: CompiledDAG) -> list[str]:
+    """Return the groups of accelerators that Ray has set up for this graph."""
+    return list(compiled._actors_to_created_communicator_id.values())
+
+
+def end_groups(groups: Sequence[str]) -> None:
+    """End groups of accelerators; blocks, for 30 s at most for each."""
+    for group in groups:
+        _destroy_communicator(group)
+
+
+def discard(compiled: CompiledDAG, timeout_s: float) -> None:
+    """Let go of what Ray made for a graph that nobody wants any more; its loops end as its hubs have. Blocks."""
     kill_helper(compiled)
+    await_endings(compiled, timeout_s)
+    end_groups(groups_of(compiled))
+
+
+def await_endings(compiled: CompiledDAG, timeout_s: float) -> None:
+    """Wait for the loops' ends to be taken note of.
+
+    Ray's own thread waits for them, and one that is still in Ray as that ends crashes the process. And Ray reports on
+    stderr every error that nobody has fetched.
+    """
+    compiled._monitor.join(timeout_s)
+    for loop in compiled.worker_task_refs.values():
+        with suppress(Exception):
+            ray.get(loop, timeout=0)
 
 
 @contextmanager

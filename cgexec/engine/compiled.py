@@ -13,7 +13,6 @@ Private names used here, on an object of ``ray.dag.CompiledDAG``:
                                  that is listed twice
 ``actor_to_executable_tasks``    the tasks of each actor's loop
 ``worker_task_refs``             a reference to each actor's loop: it ends when, and as, the loop ends
-``teardown``                     called by ``ray.shutdown()`` on every graph; replaced on the object
 ===============================  ============================================================================
 """
 
@@ -23,6 +22,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ from ray.exceptions import RayChannelError, RayChannelTimeoutError
 
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
-from cgexec.engine.compilation import kill_helper
+from cgexec.engine.compilation import await_endings, end_groups, groups_of, kill_helper
 from cgexec.engine.departure import stuck_host
 from cgexec.engine.driver_ends import (
     ANY_EXECUTION,
@@ -50,7 +50,6 @@ from cgexec.engine.over_ray import EngineOverRay
 from cgexec.engine.preparation import (
     ActorReport,
     await_loops,
-    call_out,
     release,
 )
 from cgexec.engine.protocol import (
@@ -63,19 +62,19 @@ from cgexec.engine.protocol import (
     OutputError,
     OutputPort,
     SendTimeoutError,
+    SessionOverError,
 )
+from cgexec.engine.session import Session
 from cgexec.engine.steps import Taken
 from cgexec.engine.tasks import FramedTask
-from cgexec.engine.teardown_noise import hush
 from cgexec.engine.values import encoded_inputs, output_of
-from cgexec.exception_info import bare
+from cgexec.isolation import bare
 from cgexec.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
 _UNREACHABLE_S = 5.0  # for Ray to notice that a process has gone, and to begin to restart it: else it is killed
-_CLEAN_UP_S = 5.0  # for Ray's own part of a teardown, once every loop has ended or its actor was killed
 
 
 class CompiledEngine(EngineOverRay):
@@ -83,6 +82,7 @@ class CompiledEngine(EngineOverRay):
 
     def __init__(
         self,
+        session: Session,
         compiled: Any,
         bound: BoundGraph,
         members: Sequence[Member],
@@ -91,13 +91,11 @@ class CompiledEngine(EngineOverRay):
         hub: Hub,
         on_break: Callable[[Engine], None],
     ) -> None:
-        super().__init__(members, reports, hub)
+        super().__init__(session, members, reports, hub, on_break)
         self.spec: GraphSpec = bound.spec
         self._compiled = compiled
         self._read_slice_s = settings.read_iteration_timeout_s.value
         self._settled_in = False
-        self._on_break = on_break
-
         self._settings = settings
         self._inputs: list[InputEnd] = []
         self._outputs: list[OutputEnd] = []
@@ -116,8 +114,6 @@ class CompiledEngine(EngineOverRay):
             if member.actor in tasks
         }
 
-        self._ray_teardown = compiled.teardown
-        compiled.teardown = self._end_with_ray  # which Ray calls as it shuts down, the process's exit included
         self._ended: dict[int, BaseException | None] = {}  # in the order in which the loops ended
         self._unreachable: dict[int, Exception] = {}  # the hosts whose control connection has ended
         self._loops: dict[int, ray.ObjectRef[Any]] = {}
@@ -147,7 +143,7 @@ class CompiledEngine(EngineOverRay):
         self.broken = True
         if not self._settled_in:  # nobody runs on it yet: let those who wait for the others go
             self._hub.shut()
-        self._on_break(self)
+        self._say_broken()
 
     def settle_in(self, timeout_s: float) -> Break | None:
         """Wait until every channel is open, here and in the actors.
@@ -158,7 +154,7 @@ class CompiledEngine(EngineOverRay):
         try:
             self._open_ends()
             members = [member for member in self._members if member.info.host_id in self._loops]
-            replies = await_loops(members, self._hub.key, self._num_tasks, deadline.remaining_s())
+            replies = await_loops(self._session, members, self._hub.key, self._num_tasks, deadline.remaining_s())
             losses = tuple((host_id, reply) for host_id, reply in replies.items() if isinstance(reply, Exception))
             missing = "; ".join(f"on host {host_id}, {reply}" for host_id, reply in replies.items() if reply)
             missing = missing or self._hub.missing_after(0, deadline)
@@ -268,35 +264,43 @@ class CompiledEngine(EngineOverRay):
             return Break(culprits() or tuple(self._unreachable.items()), seen)
 
     def _tear_down_once(self, timeout_s: float) -> dict[int, Exception]:
-        """Let Ray tear the graph down off to the side; kill the actors whose loop has not ended at the bound.
-
-        Killing first what is stuck is what makes Ray's own teardown end: it waits for every actor in turn, 30 s for
-        one that is stopped and for ever for one that is inside a method.
-        """
+        """End the loops; kill the actors whose loop has not ended at the bound."""
         self.broken = True
         self.hurry(timeout_s if timeout_s == -1 else max(_MIN_TEARDOWN_S, timeout_s))
         graph_id = self._hub.key.graph_id
         self._hub.shut()
-        call_out(self._without_control, graph_id)
-        teardown = bounded.start(self._tear_down_ray, f"cgexec-teardown-{graph_id[:8]}")
+        release(self._session, self._without_control, graph_id, 0)
         self._await_loops_end()
         stuck = [member for member in self._members if self._is_running(member)]
         self.kill({member.info.host_id for member in stuck})
-        try:
-            bounded.wait(teardown, _CLEAN_UP_S, "Ray's teardown")
-            del self._compiled.teardown  # it has nothing left to do, and would keep this object alive
-        except Exception:
-            _logger.exception("the teardown of a compiled graph did not end well")
-        kill_helper(self._compiled)
+        clean_up_by = self._departure.clean_up_by()
+        with suppress(SessionOverError):
+            self._session.leave(partial(kill_helper, self._compiled))
+            self._session.leave(partial(await_endings, self._compiled, clean_up_by.remaining_s()))
+        self._end_groups(clean_up_by)
         self._inputs, self._outputs, self._over_wires = [], [], None  # the last to hold their connections
-        release([member for member in self._members if member not in stuck], graph_id, _CLEAN_UP_S)
+        release(
+            self._session,
+            [member for member in self._members if member not in stuck],
+            graph_id,
+            clean_up_by.remaining_s(),
+        )
         return {
             member.info.host_id: self._unreachable.get(member.info.host_id) or stuck_host(member) for member in stuck
         }
 
-    def _tear_down_ray(self) -> None:
-        hush(threading.current_thread())
-        self._ray_teardown()
+    def _end_groups(self, by: Deadline) -> None:
+        """End the groups of accelerators, on a thread, which is left to itself if that takes long."""
+        groups, name = groups_of(self._compiled), f"cgexec-groups-{self._hub.key.graph_id[:8]}"
+        if not groups:
+            return
+        ending = bounded.start(lambda: self._session.leave(partial(end_groups, groups)), name)
+        try:
+            bounded.wait(ending, by.remaining_s(), "the end of a group of accelerators")
+        except SessionOverError:
+            pass
+        except Exception:
+            _logger.exception("a group of accelerators did not end well")
 
     def _await_loops_end(self) -> None:
         """Wait for every loop to end, as long as it may take; but not long for one whose process has gone already.

@@ -11,6 +11,8 @@ from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Member
 
 _SECOND_WAITS_S = 5.0
+_CLEAN_UP_S = 1.0  # at most, once no host is in the graph any more; one that is busy elsewhere may take longer
+_MIN_CLEAN_UP_S = 0.5
 
 
 class Departure:
@@ -44,6 +46,10 @@ class Departure:
             if sooner.at < self.by.at:
                 self.by = sooner
                 self._changed.notify_all()
+
+    def clean_up_by(self) -> Deadline:
+        """Return when to be done with what is left to do once no host is in the graph any more."""
+        return Deadline.after(min(_CLEAN_UP_S, max(_MIN_CLEAN_UP_S, self.by.remaining_s())))
 
 
 def stuck_host(member: Member) -> RayChannelTimeoutError:

@@ -17,6 +17,7 @@ from cgexec.engine.hub import DRIVER, GraphKey, Hub
 from cgexec.engine.preparation import ActorReport, Lease, prepare, refusal, release, silent_or_dead
 from cgexec.engine.protocol import HostsLostError, Member
 from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.session import Session
 from cgexec.errors import GraphSpecError
 
 PROBE_AFTER_BOUND_S = 2.0
@@ -24,6 +25,7 @@ PROBE_AFTER_BOUND_S = 2.0
 
 @contextmanager
 def leased_actors(
+    session: Session,
     recipe: GraphRecipe,
     generation: int,
     members: Sequence[Member],
@@ -35,19 +37,20 @@ def leased_actors(
     Raises:
         GraphSpecError: an actor cannot serve, as a matter of the caller's making.
         HostsLostError: hosts are dead or do not answer.
+        SessionOverError: there are no hosts any more.
     """
     hub = _hub_of_driver(recipe, generation)
     replies: dict[int, ActorReport | Exception] = {}
     try:
-        replies = prepare(members, _lease_of(recipe, hub), methods, deadline.remaining_s())
-        yield hub, _check(members, replies, hub)
+        replies = prepare(session, members, _lease_of(recipe, hub), methods, deadline.remaining_s())
+        yield hub, _check(session, members, replies, hub)
     except BaseException:
         hub.shut()
         leased = [member for member in members if isinstance(replies.get(member.info.host_id), ActorReport)]
         silent = [member for member in members if isinstance(replies.get(member.info.host_id), GetTimeoutError)]
-        release(leased, recipe.graph_id, PROBE_AFTER_BOUND_S)
+        release(session, leased, recipe.graph_id, PROBE_AFTER_BOUND_S)
         # A silent one may still take the lease: this reaches it behind the request, whenever that is.
-        release(silent, recipe.graph_id, 0)
+        release(session, silent, recipe.graph_id, 0)
         raise
 
 
@@ -82,7 +85,9 @@ def _has_several_nodes() -> bool:
     return len([node for node in ray.nodes() if node["Alive"]]) > 1
 
 
-def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception], hub: Hub) -> dict[int, ActorReport]:
+def _check(
+    session: Session, members: Sequence[Member], replies: dict[int, ActorReport | Exception], hub: Hub
+) -> dict[int, ActorReport]:
     """Return the reports, if every actor can serve. What is the caller's to mend comes before what is lost."""
     for member in members:
         problem = refusal(member.info.host_id, member.actor, replies[member.info.host_id])
@@ -97,7 +102,7 @@ def _check(members: Sequence[Member], replies: dict[int, ActorReport | Exception
         raise HostsLostError(losses)
     if hub.is_abandoned():  # known before Ray knows, whose compile would wait for who has gone
         gone = RayChannelError("a host left while the graph was being built")
-        raise HostsLostError(silent_or_dead(members, PROBE_AFTER_BOUND_S), gone)
+        raise HostsLostError(silent_or_dead(session, members, PROBE_AFTER_BOUND_S), gone)
     for member in members:
         report = reports[member.info.host_id]
         if report.no_control and report.address is None:

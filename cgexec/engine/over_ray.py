@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError
@@ -14,69 +15,76 @@ from ray.exceptions import ActorUnavailableError
 from cgexec.engine.departure import Departure
 from cgexec.engine.edges import actor_name
 from cgexec.engine.hub import Hub
-from cgexec.engine.preparation import ActorReport
-from cgexec.engine.protocol import Member, Pulse
-from cgexec.interruption import was_raised_by_a_handler
+from cgexec.engine.preparation import ActorReport, probe
+from cgexec.engine.protocol import Engine, HostReport, Member, Pulse, SessionOverError
+from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.session import Session
 
 T = TypeVar("T")
 
 _SHUTDOWN_TEARDOWN_S = 1.0
 
 
-class SessionOverError(Exception):
-    """Ray was shut down, before or meanwhile."""
+class BackendOverRay(ABC):
+    """See ``protocol.Backend``. All generations of a graph share one session."""
+
+    def __init__(self, recipe: GraphRecipe) -> None:
+        self._recipe = recipe
+        self._session = Session()
+
+    def build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> Engine:
+        """See ``protocol.Backend``."""
+        return self._session.ask(lambda: self._build(generation, members, on_break))
+
+    @abstractmethod
+    def _build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> Engine: ...
+
+    def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
+        """See ``protocol.Backend``."""
+        return self._session.ask(lambda: probe(self._session, members, timeout_s))
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """See ``protocol.Backend``."""
+        return self._session.ask(call)
 
 
 class EngineOverRay(ABC):
     """See ``protocol.Engine``. ``_changed`` guards what a subclass notes of the hosts that have left."""
 
-    def __init__(self, members: Sequence[Member], reports: Mapping[int, ActorReport], hub: Hub) -> None:
-        self.broken = self.condemned = self.session_over = False
+    def __init__(
+        self,
+        session: Session,
+        members: Sequence[Member],
+        reports: Mapping[int, ActorReport],
+        hub: Hub,
+        on_break: Callable[[Engine], None],
+    ) -> None:
+        self.broken = self.condemned = False
         self.incarnations = {host_id: report.incarnation for host_id, report in reports.items()}
         self.node_ids = {host_id: report.node_id for host_id, report in reports.items()}
+        self._session = session
         self._members = tuple(members)
         self._names = {member.info.host_id: actor_name(member.actor) for member in members}
         self._without_control = [member for member in members if reports[member.info.host_id].no_control]
         self._hub = hub
+        self._on_break = on_break
         self._changed = threading.Condition()
-        self._num_asking = 0
         self._departure = Departure(self._changed)
+        session.told_to(self)
 
-    def _ask_ray(self, call: Callable[[], T]) -> T:
-        """Return what a call of Ray's answers.
+    @property
+    def session_over(self) -> bool:
+        """Whether Ray was shut down, or is being."""
+        return self._session.over
 
-        Most of them start a new Ray where there is none, and end the process while one is shutting down; those that
-        wait then end with SystemExit.
+    def _say_broken(self) -> None:
+        self._on_break(cast("Engine", self))
 
-        Raises:
-            SessionOverError: Ray was shut down, or is being.
-        """
-        with self._changed:
-            if self.session_over or not ray.is_initialized():
-                raise SessionOverError
-            self._num_asking += 1
-        try:
-            return call()
-        except SystemExit as error:
-            if was_raised_by_a_handler(error):
-                raise
-            raise SessionOverError from None
-        finally:
-            with self._changed:
-                self._num_asking -= 1
-                self._changed.notify_all()
-
-    def _end_with_ray(self, kill_actors: bool = False) -> None:
-        """Leave at once: Ray is shutting down, if the actors are to be killed. Called by Ray, which still serves.
-
-        Ray would wait for a stuck actor for ever. And without this the graph would look broken, and its rebuild would
-        run into the shutdown, or start a new Ray behind it: calls to actors do that where there is none.
-        """
-        with self._changed:
-            self.session_over = self.session_over or kill_actors
-            self._changed.wait_for(lambda: self._num_asking == 0, _SHUTDOWN_TEARDOWN_S)
+    def leave_with_ray(self) -> None:
+        """Leave at once. Without this the graph would look broken, and its rebuild would run into the shutdown."""
         self.hurry(_SHUTDOWN_TEARDOWN_S)
         self.tear_down(_SHUTDOWN_TEARDOWN_S)
+        self._say_broken()
 
     def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
         """Ask over the control connections; a host that has none cannot be asked."""
@@ -94,10 +102,10 @@ class EngineOverRay(ABC):
 
     def kill(self, host_ids: Collection[int]) -> None:
         """Kill the actors of these hosts; does not wait for it."""
-        if ray.is_initialized():  # else the call would start a new Ray
-            for member in self._members:
-                if member.info.host_id in host_ids:
-                    ray.kill(member.actor)
+        for member in self._members:
+            if member.info.host_id in host_ids:
+                with suppress(SessionOverError):
+                    self._session.leave(partial(ray.kill, member.actor))
 
     def hurry(self, timeout_s: float) -> None:
         """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""

@@ -20,24 +20,29 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayChannelError, RaySystemError
+from ray.exceptions import GetTimeoutError, RayChannelError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.edges import actor_name
 from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
-from cgexec.engine.protocol import HostReport, Member, losses_among
+from cgexec.engine.protocol import HostReport, Member, SessionOverError, losses_among
+from cgexec.engine.session import Session
 from cgexec.engine.tasks import FramedTask, open_foreign
 from cgexec.errors import GraphSpecError
+from cgexec.isolation import bare
 
 # Private: the functions that Ray's compiled graphs run for as long as an actor is in one.
 _LOOP_FUNCTIONS = frozenset({"do_exec_tasks", "do_profile_tasks"})
 _LOOP_POLL_S = 0.002
+_LOOK_S = 0.1  # in one go, so that a shutdown of Ray is noticed
 _LEAVING_S = 2.0  # for a loop whose graph has ended; one that is inside a method may take longer
 
 
@@ -245,38 +250,57 @@ def _foreign_tasks() -> list[Any]:
     return [task for frame in _loop_frames() for task in frame.f_locals["tasks"] if not isinstance(task, FramedTask)]
 
 
-def call_all(
-    members: Sequence[Member], timeout_s: float, call: Callable[[Member], ray.ObjectRef[Any]]
+def _call_all(
+    ask: Callable[[Callable[[], Any]], Any],
+    members: Sequence[Member],
+    timeout_s: float,
+    call: Callable[[Member], ray.ObjectRef[Any]],
 ) -> dict[int, Any | Exception]:
-    """Return, for each host, what its actor answered, or the exception: a GetTimeoutError if it kept silent."""
-    if not ray.is_initialized():  # a call to an actor would start a new Ray
-        return {m.info.host_id: RaySystemError("Ray is not initialised in this process") for m in members}
     answers: dict[int, Any | Exception] = {}
     refs: dict[int, ray.ObjectRef[Any]] = {}
     for member in members:
+        host_id = member.info.host_id
         try:
-            refs[member.info.host_id] = call(member)
+            refs[host_id] = ask(partial(call, member))
+        except SessionOverError:
+            raise
         except Exception as error:  # noqa: BLE001 - a handle of an earlier Ray session is refused right here
-            answers[member.info.host_id] = error
-    if refs:
-        ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout_s, fetch_local=False)
+            answers[host_id] = error
+    deadline, left = Deadline.after(timeout_s), list(refs.values())
+    while left:
+        slice_s = deadline.slice_s(_LOOK_S)
+        _, left = ask(partial(ray.wait, left, num_returns=len(left), timeout=slice_s, fetch_local=False))
+        if slice_s == 0:
+            break
     for host_id, ref in refs.items():
         try:
-            answers[host_id] = ray.get(ref, timeout=0)
+            answers[host_id] = ask(partial(ray.get, ref, timeout=0))
+        except SessionOverError:
+            raise
         except GetTimeoutError:
             answers[host_id] = GetTimeoutError(f"host {host_id} did not answer within {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - whatever the actor answers with is the answer
-            answers[host_id] = error
+            answers[host_id] = bare(error)
     return answers
 
 
-def probe(members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
+def call_all(
+    session: Session, members: Sequence[Member], timeout_s: float, call: Callable[[Member], ray.ObjectRef[Any]]
+) -> dict[int, Any | Exception]:
+    """Return, for each host, what its actor answered, or the exception: a GetTimeoutError if it kept silent.
+
+    Raises SessionOverError, as all do that ask the actors.
+    """
+    return _call_all(session.ask, members, timeout_s, call)
+
+
+def probe(session: Session, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
     """Ask every actor for a sign of life, in parallel; returns within ``timeout_s`` or a little later."""
-    return call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(answer, None, ()))
+    return call_all(session, members, timeout_s, lambda member: member.actor.__ray_call__.remote(answer, None, ()))
 
 
 def prepare(
-    members: Sequence[Member], lease: Lease, methods: Mapping[int, Sequence[str]], timeout_s: float
+    session: Session, members: Sequence[Member], lease: Lease, methods: Mapping[int, Sequence[str]], timeout_s: float
 ) -> dict[int, ActorReport | Exception]:
     """Lease every actor to a graph, in parallel; returns within ``timeout_s`` or a little later."""
     own = ray.get_runtime_context().get_actor_id()
@@ -287,6 +311,7 @@ def prepare(
                 f"host {member.info.host_id} is the actor that drives the graph: it cannot also be part of it"
             )
     return call_all(
+        session,
         members,
         timeout_s,
         lambda member: member.actor.__ray_call__.remote(answer, lease, tuple(methods[member.info.host_id])),
@@ -294,30 +319,35 @@ def prepare(
 
 
 def await_loops(
-    members: Sequence[Member], key: GraphKey, tasks: Mapping[int, tuple[int, int]], timeout_s: float
+    session: Session,
+    members: Sequence[Member],
+    key: GraphKey,
+    tasks: Mapping[int, tuple[int, int]],
+    timeout_s: float,
 ) -> dict[int, str | Exception]:
     """Wait, in parallel, for every actor to settle in; ``tasks``: how many of ours and of Ray's each host has."""
     return call_all(
+        session,
         members,
         timeout_s,
         lambda member: member.actor.__ray_call__.remote(settle_in, key, *tasks[member.info.host_id], timeout_s),
     )
 
 
-def call_out(members: Sequence[Member], graph_id: str) -> None:
-    """Tell every actor to leave the graph; does not wait for it."""
-    for member in members if ray.is_initialized() else ():
-        member.actor.__ray_call__.remote(end_graph, graph_id)
+def release(session: Session, members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
+    """Have every actor leave the graph and give back its lease; actors that are dead or silent are passed over.
+
+    0: they are told, and not waited for. Nothing happens if there is no Ray any more.
+    """
+    with suppress(SessionOverError):
+        _call_all(
+            session.leave, members, timeout_s, lambda member: member.actor.__ray_call__.remote(end_graph, graph_id)
+        )
 
 
-def release(members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
-    """Have every actor leave the graph and give back its lease; actors that are dead or silent are passed over."""
-    call_all(members, timeout_s, lambda member: member.actor.__ray_call__.remote(end_graph, graph_id))
-
-
-def silent_or_dead(members: Sequence[Member], timeout_s: float) -> dict[int, Exception]:
+def silent_or_dead(session: Session, members: Sequence[Member], timeout_s: float) -> dict[int, Exception]:
     """Return the hosts whose actors do not answer an ordinary call within ``timeout_s``, and why."""
-    return losses_among(probe(members, timeout_s))
+    return losses_among(probe(session, members, timeout_s))
 
 
 def _import_error(reply: object) -> ImportError | None:

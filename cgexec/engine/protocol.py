@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from cgexec.exception_info import bare
+from cgexec.isolation import bare
 from cgexec.topology import HostInfo
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,13 @@ class HostsLostError(Exception):
         self.losses = {host_id: bare(error) for host_id, error in losses.items()}
 
 
+class SessionOverError(Exception):
+    """What the hosts live in has ended, before or meanwhile: Ray was shut down. There is nothing to go on with."""
+
+    def __init__(self) -> None:
+        super().__init__("Ray is not initialised in this process, or was shut down meanwhile")
+
+
 class SendTimeoutError(Exception):
     """There was no room for an execution in time; nothing of it was sent."""
 
@@ -157,7 +166,6 @@ class Engine(Protocol):
         broken: whether the generation has ended, as far as is known; what has arrived can still be collected.
         condemned: whether what arrives cannot be trusted any more, since a read or a write was cut short; set by the
             caller, too.
-        session_over: whether the generation ended because Ray was shut down: there is nothing left to rebuild with.
         incarnations: for each host, what tells its process from the one that Ray may start in its place.
         node_ids: for each host, the node it is on.
     """
@@ -166,9 +174,12 @@ class Engine(Protocol):
     capacity: int
     broken: bool
     condemned: bool
-    session_over: bool
     incarnations: dict[int, str]
     node_ids: dict[int, str]
+
+    @property
+    def session_over(self) -> bool:
+        """Whether what the hosts live in has ended, or is about to: there is nothing left to rebuild with."""
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the inputs of one execution, ready to be sent; nothing is sent.
@@ -233,13 +244,17 @@ class Backend(Protocol):
             GraphSpecError: the builder's graph or the caller's actors cannot be used. Every actor is usable afterwards.
             HostsLostError: hosts are dead or do not answer. One that stopped answering meanwhile may have been killed;
                 the others are usable afterwards.
+            SessionOverError: there are no hosts any more.
         """
 
     def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
         """Ask every host for a sign of life, in parallel; returns within ``timeout_s`` or a little later.
 
-        A host that kept silent has a TimeoutError for an answer.
+        A host that kept silent has a TimeoutError for an answer. Raises SessionOverError: there are none any more.
         """
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Return what code of the caller's does, which may ask for hosts. Raises SessionOverError, as ``probe``."""
 
 
 def losses_among(replies: Mapping[int, HostReport | Exception]) -> dict[int, Exception]:

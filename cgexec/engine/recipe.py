@@ -29,11 +29,13 @@ class GraphRecipe:
     def bind(self, members: Sequence[Member]) -> BoundGraph:
         """Call the builder, under the bound: it is the caller's code. Raises GraphSpecError: see ``bind_graph``."""
         try:
-            return bounded.call_bounded(
+            return bounded.call_theirs(
                 lambda: bind_graph(self.build, members),
                 self.build_timeout_s,
                 f"cgexec-bind-{self.graph_id[:8]}",
                 "the builder",
             )
+        except bounded.ExitedError as error:
+            raise GraphSpecError(str(error)) from error
         except bounded.BoundExceededError as error:
             raise GraphSpecError(f"{error}; it should only bind nodes, or raise GraphConfig.build_timeout_s") from error

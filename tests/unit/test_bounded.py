@@ -8,18 +8,18 @@ from concurrent.futures import Future
 
 import pytest
 
-from cgexec.engine.bounded import BoundExceededError, call_bounded, start, wait
+from cgexec.engine.bounded import BoundExceededError, ExitedError, call_theirs, start, wait
 
 LONG_S = 30.0
 
 
 def test_the_result_of_the_call_is_returned() -> None:
-    assert call_bounded(lambda: 42, LONG_S, "a-thread", "counting") == 42
-    assert call_bounded(lambda: None, LONG_S, "a-thread", "counting") is None
+    assert call_theirs(lambda: 42, LONG_S, "a-thread", "counting") == 42
+    assert call_theirs(lambda: None, LONG_S, "a-thread", "counting") is None
 
 
 def test_the_call_runs_on_a_daemon_thread_of_the_given_name() -> None:
-    thread = call_bounded(threading.current_thread, LONG_S, "a-thread", "looking")
+    thread = call_theirs(threading.current_thread, LONG_S, "a-thread", "looking")
     assert thread is not threading.current_thread()
     assert (thread.name, thread.daemon) == ("a-thread", True)
 
@@ -42,8 +42,22 @@ def test_what_the_call_raises_is_raised_here(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error)) as caught:
-        call_bounded(fails, LONG_S, "a-thread", "failing")
+        wait(start(fails, "a-thread"), LONG_S, "failing")
     assert caught.value is error
+    if isinstance(error, Exception):
+        with pytest.raises(type(error)) as caught:
+            call_theirs(fails, LONG_S, "a-thread", "failing")
+        assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(3), GeneratorExit(3)], ids=repr)
+def test_the_callers_code_ends_no_thread_of_ours(error: BaseException) -> None:
+    def leaves() -> None:
+        raise error
+
+    with pytest.raises(ExitedError, match=f"^the hook raised {type(error).__name__}: 3$") as caught:
+        call_theirs(leaves, LONG_S, "a-thread", "the hook")
+    assert caught.value.__cause__ is error
 
 
 def test_a_call_that_is_still_running_at_its_bound_is_left_to_end_by_itself() -> None:

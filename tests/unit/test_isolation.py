@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cgexec import ExceptionInfo
-from cgexec.isolation import apart
+from cgexec.isolation import apart, bare, without_our_frames
 
 
 class Ours:
@@ -81,3 +81,51 @@ def test_without_that_they_do() -> None:
             user_code()
 
     assert an_execution(run)() is not None
+
+
+def named_frames(error: BaseException | None) -> list[str]:
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)] if error is not None else []
+
+
+def caught(call: Any) -> Exception:
+    try:
+        call()
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+def test_what_is_kept_of_a_traceback_begins_in_the_callers_code() -> None:
+    names: dict[str, Any] = {"__name__": "cgexec.somewhere", "user_code": user_code}
+    exec("def outer(): inner()\ndef inner(): user_code()\n", names)
+    _, error = apart(names["outer"])
+    assert isinstance(error, ValueError)
+    assert named_frames(error) == ["outer", "inner", "user_code", "fail"]
+    assert without_our_frames(error) is error
+    assert named_frames(error) == ["user_code", "fail"]
+
+
+def test_that_goes_for_every_link_of_the_chain_and_one_of_our_own_keeps_none() -> None:
+    names: dict[str, Any] = {"__name__": "cgexec.somewhere", "user_code": user_code}
+    exec(
+        "def ours():\n"
+        "    try:\n"
+        "        user_code()\n"
+        "    except ValueError as error:\n"
+        "        raise KeyError('ours') from error\n",
+        names,
+    )
+    _, error = apart(names["ours"])
+    assert isinstance(error, KeyError)
+    assert named_frames(error) == ["ours"]
+    assert named_frames(error.__cause__) == ["ours", "user_code", "fail"]
+    without_our_frames(error)
+    assert named_frames(error) == []
+    assert named_frames(error.__cause__) == ["user_code", "fail"]
+
+
+def test_a_chain_that_goes_round_in_a_circle_is_walked_once() -> None:
+    first, second = caught(user_code), caught(user_code)
+    first.__context__, second.__context__ = second, first
+    assert bare(first) is first
+    assert [named_frames(each) for each in (first, second)] == [[], []]

@@ -15,7 +15,7 @@ import ray
 from conftest import eventually
 from pool import WAYS
 
-from cgexec import GraphExecutor, RebuildPolicy, fan_out
+from cgexec import GraphClosedError, GraphExecutor, RebuildPolicy, fan_out
 from cgexec.engine import actor_calls, build, compiled, leasing, over_ray
 from cgexec.testing import Message, Recorder, kill
 
@@ -33,12 +33,17 @@ class Round:
     """One Ray, one graph, and one thread that is in the middle of something when Ray goes."""
 
     def __init__(self, address, way):
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        self.address = address
+        self.starts_again = False
+        self.start_ray()
         self.config = WAYS[way]
         self.reached = threading.Event()
         self.raised = None
         self.thread = None
         self.graph = self.execution = None
+
+    def start_ray(self):
+        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
 
     def build(self, **policy):
         actors = [ray.remote(num_cpus=0)(Recorder).remote(label) for label in range(2)]
@@ -70,8 +75,17 @@ class Round:
 
         return mock.patch.object(module, name, met)
 
+    def use(self):
+        try:
+            status = self.graph.execute(Message(3))
+        except GraphClosedError as error:
+            return type(error).__name__
+        return f"{type(status).__name__}: {status.error}"
+
     def outcome(self):
         ray.shutdown()
+        if self.starts_again:
+            self.start_ray()
         if self.thread is not None:
             self.thread.join(10)
         found = {
@@ -82,15 +96,26 @@ class Round:
         if self.execution is not None:
             found["settled"] = type(self.execution.status(5)).__name__
         if self.graph is not None:
-            found["state"] = self.graph.state.value
+            found["used"], found["state"] = self.use(), self.graph.state.value
             self.graph.close()
         self.graph = self.execution = None
         eventually(lambda: not ours(), 5)
-        return {**found, "threads": ours(), "another Ray later": ray.is_initialized()}
+        found |= {"threads": ours(), "another Ray later": ray.is_initialized()}
+        ray.shutdown()
+        return found
 
 
 def ours():
     return [each.name for each in threading.enumerate() if "cgexec" in each.name]
+
+
+def is_idle(round_):
+    round_.build()
+
+
+def is_idle_and_starts_again(round_):
+    round_.build()
+    round_.starts_again = True
 
 
 def waits(round_):
@@ -163,6 +188,8 @@ def main(address, way):
     logging.getLogger("cgexec").setLevel("CRITICAL")
     steps = STEPS.keys() - (OF_COMPILED if way == "calls" else OF_CALLS)
     beginnings = {
+        "is idle": is_idle,
+        "is idle, and starts Ray again": is_idle_and_starts_again,
         "waits": waits,
         "closes": closes,
         "rebuilds": rebuilds,

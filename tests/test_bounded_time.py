@@ -187,6 +187,17 @@ def test_close_returns_in_time_and_names_who_was_stuck(ending, what):
     assert lost_of(trial.graph) == (0,)
 
 
+def test_close_does_not_wait_for_what_an_actor_does_beside_the_graph(ending):
+    trial = ending.trial("chain")
+    message = trial.message()
+    assert isinstance(trial.settle(trial.submit(message), message), JobSucceeded)
+    nap = trial.actors[0].__ray_call__.remote(lambda _: time.sleep(4))
+    trial.graph.close(timeout_s=0.5)
+    assert ray.wait([nap], timeout=0)[0] == []
+    assert lost_of(trial.graph) == ()
+    ray.get(nap)
+
+
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_a_host_that_dies_while_the_graph_is_closed_keeps_nobody_waiting(ending, position):
     trial = ending.trial("chain")

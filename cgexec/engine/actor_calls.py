@@ -44,7 +44,7 @@ from cgexec.engine.protocol import (
     losses_among,
 )
 from cgexec.engine.recipe import GraphRecipe
-from cgexec.engine.session import Session
+from cgexec.engine.session import Session, hear_out
 from cgexec.engine.steps import Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.errors import GraphSpecError
@@ -304,6 +304,9 @@ class ActorCallsEngine(EngineOverRay):
         graph_id = self._hub.key.graph_id
         self._hub.shut()
         stuck = self._stuck_members(graph_id)
+        with suppress(SessionOverError):
+            refs = [ref for run in [*self._runs, *self._cut_short] for parts in run.refs for ref in parts]
+            self._session.leave(partial(hear_out, refs))
         self._runs.clear()
         self._cut_short.clear()
         self.kill({member.info.host_id for member in stuck})

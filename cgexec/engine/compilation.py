@@ -15,7 +15,7 @@ made from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -26,10 +26,12 @@ from ray.dag.compiled_dag_node import (  # type: ignore[attr-defined] # imported
 )
 from ray.experimental.channel.common import ChannelOutputType
 
+from cgexec.deadline import Deadline
 from cgexec.engine.edges import give_hints
 from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.hub import Hub
 from cgexec.engine.protocol import Member, OutputPort
+from cgexec.engine.session import hear_out
 from cgexec.engine.tasks import framed_tasks
 from cgexec.settings import Settings
 
@@ -98,13 +100,13 @@ def discard(compiled: CompiledDAG, timeout_s: float) -> None:
 def await_endings(compiled: CompiledDAG, timeout_s: float) -> None:
     """Wait for the loops' ends to be taken note of.
 
-    Ray's own thread waits for them, and one that is still in Ray as that ends crashes the process. And Ray reports on
-    stderr every error that nobody has fetched.
+    Ray's own thread waits for them, and one that is still in Ray as that ends crashes the process.
     """
-    compiled._monitor.join(timeout_s)
-    for loop in compiled.worker_task_refs.values():
-        with suppress(Exception):
-            ray.get(loop, timeout=0)
+    deadline, loops = Deadline.after(timeout_s), list(compiled.worker_task_refs.values())
+    if loops:
+        ray.wait(loops, num_returns=len(loops), timeout=timeout_s, fetch_local=False)
+    hear_out(loops)
+    compiled._monitor.join(deadline.remaining_s())
 
 
 @contextmanager

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.dag import compiled_dag_node
 
 from cgexec.engine.protocol import SessionOverError
 from cgexec.interruption import was_raised_by_a_handler
+from cgexec.isolation import apart
 
 T = TypeVar("T")
 
@@ -99,3 +101,11 @@ class Session:
         with self._changed:
             self._ended = True
             self._changed.wait_for(lambda: not self._leaving, _LEAVING_S)
+
+
+def hear_out(refs: Iterable[ray.ObjectRef[Any]]) -> None:
+    """Fetch what has come and nobody has asked for: Ray reports on stderr every error that nobody has fetched."""
+    for ref in refs:
+        _, error = apart(partial(ray.get, ref, timeout=0))
+        if isinstance(error, SystemExit):  # Ray shuts down
+            raise error

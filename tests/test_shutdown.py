@@ -9,7 +9,6 @@ import pytest
 import ray
 from conftest import eventually
 from pool import WAYS
-from shutdowns import ENDS_WAITS
 from test_cli import processes_of_session, run
 
 from cgexec.engine.protocol import SessionOverError
@@ -95,7 +94,5 @@ def test_ray_is_shut_down_while_somebody(local_ray, way):
     assert (code, err) == (0, ""), out
     found = {outcome.pop("meanwhile"): outcome for outcome in map(json.loads, out.splitlines())}
     expected = MEANWHILE | (ON_CALLS if way == "calls" else ON_COMPILED)
-    if not ENDS_WAITS:
-        expected = {meanwhile: outcome for meanwhile, outcome in expected.items() if meanwhile != "asks in a hook"}
     assert found == {meanwhile: NOTHING_LEFT | outcome for meanwhile, outcome in expected.items()}
     assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)

@@ -302,7 +302,6 @@ class Supervisor:
                 fruitless = fruitless + 1 if not losses else 0
                 if not isinstance(error, HostsLostError) or fruitless > _MOST_FRUITLESS_BUILDS:
                     self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {_named(error)}", error), ())
-                    without_our_frames(error)  # which is kept, and they would keep the engines
                     return
                 if not core.happened(GraphEvent.SYSTEM_ERROR, f"while it was rebuilt: {error}"):
                     return
@@ -323,6 +322,7 @@ class Supervisor:
         return False
 
     def _fail(self, core: GraphCore, reason: GraphFailedError, lost: Sequence[LostHost]) -> None:
+        without_our_frames(reason)  # it is kept, and they would keep the engines
         core.fail(reason, lost)
         if core.state is GraphState.FAILED:
             _logger.error("graph %r has failed for good: %s", core.name, reason)

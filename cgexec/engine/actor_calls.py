@@ -29,6 +29,7 @@ from cgexec.engine.plan import FromInput, FromStep, Plan, Source, local_readers,
 from cgexec.engine.preparation import (
     ActorReport,
     call_all,
+    obstacles_among,
     probe,
     release,
 )
@@ -133,7 +134,7 @@ class ActorCallsBackend(BackendOverRay):
                 deadline.remaining_s(),
                 lambda member: member.actor.__ray_call__.remote(take_plan, hub.key, plan),
             )
-            missing = "; ".join(f"on host {host_id}, {reply}" for host_id, reply in replies.items() if reply)
+            missing = obstacles_among(replies)
             if missing:
                 raise HostsLostError(losses_among(replies), RayChannelError(missing))
             hub.stop_listening()
@@ -310,12 +311,7 @@ class ActorCallsEngine(EngineOverRay):
         self._runs.clear()
         self._cut_short.clear()
         self.kill({member.info.host_id for member in stuck})
-        release(
-            self._session,
-            [member for member in self._members if member not in stuck],
-            graph_id,
-            self._departure.clean_up_by().remaining_s(),
-        )
+        self._release_all_but(stuck, self._departure.clean_up_by())
         return {member.info.host_id: stuck_host(member) for member in stuck}
 
     def _stuck_members(self, graph_id: str) -> list[Member]:

@@ -15,7 +15,7 @@ from ray.experimental.channel.common import ChannelOutputType
 from cgexec.classify import Place, Verdict, classify
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
-from cgexec.engine.compilation import compile_graph, discard
+from cgexec.engine.compilation import compile_graph, end_groups, groups_of, let_go
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.edges import actor_name
 from cgexec.engine.graph_spec import BoundGraph
@@ -72,8 +72,10 @@ def _hint(
 
 
 def _discard(session: Session, compiled: Any) -> None:
+    """Undo a compile that ended when nobody wanted its graph any more."""
     with suppress(SessionOverError):
-        session.leave(partial(discard, compiled, _TEARDOWN_AFTER_LOSS_S))
+        session.leave(partial(let_go, compiled, _TEARDOWN_AFTER_LOSS_S))
+        session.leave(partial(end_groups, groups_of(compiled)))
 
 
 def _discard_late(session: Session, compiling: Future[Any]) -> None:

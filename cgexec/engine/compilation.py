@@ -90,18 +90,12 @@ def end_groups(groups: Sequence[str]) -> None:
         _destroy_communicator(group)
 
 
-def discard(compiled: CompiledDAG, timeout_s: float) -> None:
-    """Let go of what Ray made for a graph that nobody wants any more; its loops end as its hubs have. Blocks."""
-    kill_helper(compiled)
-    await_endings(compiled, timeout_s)
-    end_groups(groups_of(compiled))
-
-
-def await_endings(compiled: CompiledDAG, timeout_s: float) -> None:
-    """Wait for the loops' ends to be taken note of.
+def let_go(compiled: CompiledDAG, timeout_s: float) -> None:
+    """End Ray's own actor of a graph whose hubs have ended, and wait for its loops' ends to be taken note of.
 
     Ray's own thread waits for them, and one that is still in Ray as that ends crashes the process.
     """
+    kill_helper(compiled)
     deadline, loops = Deadline.after(timeout_s), list(compiled.worker_task_refs.values())
     if loops:
         ray.wait(loops, num_returns=len(loops), timeout=timeout_s, fetch_local=False)

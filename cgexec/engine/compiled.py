@@ -31,7 +31,7 @@ from ray.exceptions import RayChannelError, RayChannelTimeoutError
 
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
-from cgexec.engine.compilation import await_endings, end_groups, groups_of, kill_helper
+from cgexec.engine.compilation import end_groups, groups_of, let_go
 from cgexec.engine.departure import stuck_host
 from cgexec.engine.driver_ends import (
     ANY_EXECUTION,
@@ -50,6 +50,7 @@ from cgexec.engine.over_ray import EngineOverRay
 from cgexec.engine.preparation import (
     ActorReport,
     await_loops,
+    obstacles_among,
     release,
 )
 from cgexec.engine.protocol import (
@@ -156,8 +157,7 @@ class CompiledEngine(EngineOverRay):
             members = [member for member in self._members if member.info.host_id in self._loops]
             replies = await_loops(self._session, members, self._hub.key, self._num_tasks, deadline.remaining_s())
             losses = tuple((host_id, reply) for host_id, reply in replies.items() if isinstance(reply, Exception))
-            missing = "; ".join(f"on host {host_id}, {reply}" for host_id, reply in replies.items() if reply)
-            missing = missing or self._hub.missing_after(0, deadline)
+            missing = obstacles_among(replies) or self._hub.missing_after(0, deadline)
             if not missing and self._all_over_wires():
                 self._over_wires = WireOutputs(cast("Sequence[SocketOutput]", self._outputs), self._hub.alarm)
         except RayChannelError as error:
@@ -275,16 +275,10 @@ class CompiledEngine(EngineOverRay):
         self.kill({member.info.host_id for member in stuck})
         clean_up_by = self._departure.clean_up_by()
         with suppress(SessionOverError):
-            self._session.leave(partial(kill_helper, self._compiled))
-            self._session.leave(partial(await_endings, self._compiled, clean_up_by.remaining_s()))
+            self._session.leave(partial(let_go, self._compiled, clean_up_by.remaining_s()))
         self._end_groups(clean_up_by)
         self._inputs, self._outputs, self._over_wires = [], [], None  # the last to hold their connections
-        release(
-            self._session,
-            [member for member in self._members if member not in stuck],
-            graph_id,
-            clean_up_by.remaining_s(),
-        )
+        self._release_all_but(stuck, clean_up_by)
         return {
             member.info.host_id: self._unreachable.get(member.info.host_id) or stuck_host(member) for member in stuck
         }

@@ -12,10 +12,11 @@ from typing import TypeVar, cast
 import ray
 from ray.exceptions import ActorUnavailableError
 
+from cgexec.deadline import Deadline
 from cgexec.engine.departure import Departure
 from cgexec.engine.edges import actor_name
 from cgexec.engine.hub import Hub
-from cgexec.engine.preparation import ActorReport, probe
+from cgexec.engine.preparation import ActorReport, probe, release
 from cgexec.engine.protocol import Engine, HostReport, Member, Pulse, SessionOverError
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.session import Session
@@ -106,6 +107,10 @@ class EngineOverRay(ABC):
             if member.info.host_id in host_ids:
                 with suppress(SessionOverError):
                     self._session.leave(partial(ray.kill, member.actor))
+
+    def _release_all_but(self, stuck: Sequence[Member], by: Deadline) -> None:
+        members = [member for member in self._members if member not in stuck]
+        release(self._session, members, self._hub.key.graph_id, by.remaining_s())
 
     def hurry(self, timeout_s: float) -> None:
         """Let a teardown under way wait no longer than ``timeout_s`` from now for the actors to leave."""

@@ -334,6 +334,11 @@ def await_loops(
     )
 
 
+def obstacles_among(replies: Mapping[int, object]) -> str:
+    """Return what is in the way, of actors that answer with nothing when they are ready."""
+    return "; ".join(f"on host {host_id}, {reply}" for host_id, reply in replies.items() if reply)
+
+
 def release(session: Session, members: Sequence[Member], graph_id: str, timeout_s: float) -> None:
     """Have every actor leave the graph and give back its lease; actors that are dead or silent are passed over.
 

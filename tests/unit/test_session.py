@@ -32,6 +32,12 @@ def on_a_thread(call: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+def await_end(session: Session) -> None:
+    """Wait until a shutdown has begun."""
+    while not session.over:
+        threading.Event().wait(0.001)
+
+
 class Leaver:
     """An engine that tells what it can ask while it leaves."""
 
@@ -88,8 +94,7 @@ def test_a_shutdown_waits_for_what_is_being_asked(session: Session) -> None:
         order.append("shut down")
 
     ending = on_a_thread(shut_down)
-    while not session.over:
-        threading.Event().wait(0.001)
+    await_end(session)
     may_end.set()
     asking.join(LONG_S)
     ending.join(LONG_S)
@@ -98,17 +103,16 @@ def test_a_shutdown_waits_for_what_is_being_asked(session: Session) -> None:
 
 def test_what_ray_adds_meanwhile_does_not_upset_the_shutdown(session: Session) -> None:
     """As a compile does that is under way: Ray goes through a dictionary then."""
-    begun, may_end = threading.Event(), threading.Event()
+    begun = threading.Event()
     compiled: list[Session] = []
 
     def compile_one() -> None:
         begun.set()
-        may_end.wait(LONG_S)
+        await_end(session)
         compiled.append(Session())
 
     asking = on_a_thread(lambda: session.ask(compile_one))
     assert begun.wait(LONG_S)
-    threading.Timer(0.05, may_end.set).start()
     compiled_dag_node._shutdown_all_compiled_dags()
     asking.join(LONG_S)
     assert len(compiled) == 1

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 import ray
-from workers import Stage, Worker, loops, start_over
+from workers import Stage, Worker, answers, is_in_a_graph, start_over
 
 from cgexec import GraphConfig
 from cgexec.config import Transport
@@ -132,10 +132,7 @@ class Spawner:
 
 def is_idle(actor: Any) -> bool:
     """Return whether an actor is alive, does nothing, and is in no graph."""
-    try:
-        return not ray.get(actor.__ray_call__.remote(loops), timeout=1)
-    except ray.exceptions.RayError:
-        return False
+    return answers(actor.__ray_ready__.remote()) and not is_in_a_graph(actor)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import ray
 from conftest import eventually, live_actors
 from pool import WAYS, Pool
 from ray import cloudpickle
-from workers import loops
+from workers import is_in_a_graph
 
 from cgexec import GraphConfig, GraphExecutor, GraphState, JobSucceeded, RebuildPolicy, chain, fan_out
 from cgexec.engine.hub import Hub
@@ -307,4 +307,4 @@ def test_a_driver_actor_that_is_killed_leaves_no_host_looping_or_leased(pool, wa
     assert eventually(lambda: not is_running(pid))
     with GraphExecutor(actors, fan_out("work"), config=WAYS[way]) as graph:
         assert [each.number for each in graph.execute(Message(2)).result] == [2] * HOSTS
-    assert not any(ray.get([actor.__ray_call__.remote(loops) for actor in actors]))
+    assert not any(map(is_in_a_graph, actors))

@@ -13,14 +13,9 @@ from ray.experimental.channel import IntraProcessChannel, SynchronousWriter
 from ray.experimental.channel.cached_channel import CachedChannel
 from ray.experimental.channel.common import ChannelOutputType
 from ray.experimental.channel.shared_memory_channel import CompositeChannel, SharedMemoryType
-from workers import AsyncWorker, request
+from workers import Asynchronous, AsyncWorker, Worker, answers, is_in_a_graph, request
 
 from cgexec.engine import preparation, ray_context
-
-
-@pytest.mark.parametrize("name", sorted(preparation._LOOP_FUNCTIONS))
-def test_the_loops_of_a_graph_are_functions_of_this_name(name):
-    assert "tasks" in inspect.signature(getattr(compiled_dag_node, name)).parameters
 
 
 @pytest.mark.parametrize(("attribute", "constant"), ray_context._DEFAULTS.items())
@@ -46,8 +41,8 @@ def test_ray_makes_and_uses_a_task_as_ours_expects():
     assert list(inspect.signature(compiled_dag_node.ExecutableTask.__init__).parameters) == [
         "self", "task", "resolved_args", "resolved_kwargs"
     ]  # fmt: skip
-    for loop in preparation._LOOP_FUNCTIONS:
-        used = set(re.findall(r"task\w*(?:\[[^]]*\])?\.(\w+)\(", inspect.getsource(getattr(compiled_dag_node, loop))))
+    for loop in (compiled_dag_node.do_exec_tasks, compiled_dag_node.do_profile_tasks):
+        used = set(re.findall(r"task\w*(?:\[[^]]*\])?\.(\w+)\(", inspect.getsource(loop)))
         assert used == {"prepare", "exec_operation"}
     cancelled = inspect.getsource(compiled_dag_node.do_cancel_executable_tasks)
     assert set(re.findall(r"task\.(\w+)\(", cancelled)) == {"destroy_cuda_event", "cancel"}
@@ -77,6 +72,23 @@ def test_a_graph_that_is_said_to_be_torn_down_is_left_alone_by_ray(spawn):
     compiled._is_teardown = compiled._monitor._teardown_done = False
     compiled.teardown()
     assert ray.wait(loops, timeout=10)[0] == loops
+
+
+@pytest.mark.parametrize("options", [{}, {"max_concurrency": 3}, {"concurrency_groups": {"another": 2}}])
+@pytest.mark.parametrize("kind", [Worker, Asynchronous])
+def test_the_loops_of_an_actor_run_where_nothing_else_has_a_turn_meanwhile(local_ray, kind, options):
+    actor = ray.remote(num_cpus=0, **options)(kind).remote(0)
+    try:
+        ray.get(actor.__ray_ready__.remote())
+        assert not is_in_a_graph(actor)
+        with InputNode() as inp:
+            compiled = actor.work.bind(inp).experimental_compile()
+        assert is_in_a_graph(actor)
+        assert answers(actor.__ray_ready__.remote())
+        compiled.teardown()
+        assert not is_in_a_graph(actor)
+    finally:
+        ray.kill(actor)
 
 
 def test_a_group_of_accelerators_is_ended_by_its_name():

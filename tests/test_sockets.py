@@ -16,7 +16,7 @@ import pytest
 import ray
 from conftest import cpu_seconds, eventually
 from ray import cloudpickle
-from workers import Stage, Worker, loops, request
+from workers import Stage, Worker, is_in_a_graph, request
 
 from cgexec import GraphConfig, GraphExecutor, JobSucceeded, chain, fan_out
 from cgexec.engine.reception import MOST_APPLICANTS
@@ -204,7 +204,7 @@ def test_a_driver_that_is_killed_leaves_no_host_looping_or_leased(small, spawn, 
         with GraphExecutor(actors, fan_out("work"), config=small) as graph:  # at once: nobody has to wait and try again
             assert graph.execute(request(2)).result == [(2, {}, (0,)), (2, {}, (1,))]
             assert ray.get([actor.pid.remote() for actor in graph.actors]) == pids
-        assert not any(ray.get([actor.__ray_call__.remote(loops) for actor in actors]))
+        assert not any(map(is_in_a_graph, actors))
     finally:
         for actor in actors:
             ray.kill(actor)

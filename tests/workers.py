@@ -28,6 +28,7 @@ from cgexec import (
     fan_out,
     log_failures_to,
 )
+from cgexec.engine.preparation import LOOPS_GROUP
 from cgexec.testing.misbehaviour import CannotBeLoaded, HoldsALockError, NeedsArgumentsError
 
 
@@ -190,6 +191,13 @@ class AsyncWorker:
         return message
 
 
+class Asynchronous(Worker):
+    """An actor of Ray's asynchronous kind."""
+
+    async def wait(self):
+        """Make it one."""
+
+
 class Labelled(Worker):
     """A worker that needs no label: all hosts of a group get the same arguments."""
 
@@ -292,11 +300,18 @@ def start_over(instance: Any, label: int) -> None:
     instance.__init__(label)
 
 
-def loops(_instance: Any) -> bool:
-    """Return whether a graph's loop runs in the actor. In the actor."""
-    from cgexec.engine.preparation import graphs_running
+def answers(call: Any, timeout_s: float = 1) -> bool:
+    """Return whether a call of an actor returns in time."""
+    try:
+        ray.get(call, timeout=timeout_s)
+    except ray.exceptions.RayError:
+        return False
+    return True
 
-    return bool(graphs_running())
+
+def is_in_a_graph(actor: Any) -> bool:
+    """Return whether a graph's loop runs in an actor, whosever it is: then no call has a turn where they run."""
+    return not answers(actor.__ray_call__.options(concurrency_group=LOOPS_GROUP).remote(lambda _: None))
 
 
 # By value: Ray's workers need not be able to import the tests.

@@ -67,7 +67,6 @@ from cgexec.engine.protocol import (
 )
 from cgexec.engine.session import Session
 from cgexec.engine.steps import Taken
-from cgexec.engine.tasks import FramedTask
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.isolation import bare
 from cgexec.settings import Settings
@@ -107,12 +106,10 @@ class CompiledEngine(EngineOverRay):
         here = ray.get_runtime_context().get_node_id()
         used = [host_id for host_id, methods in bound.methods.items() if methods]
         self._on_one_node = all(reports[host_id].node_id == here for host_id in used)
-        tasks = {handle: list(each) for handle, each in compiled.actor_to_executable_tasks.items()}
-        framed = {handle: sum(isinstance(task, FramedTask) for task in each) for handle, each in tasks.items()}
         self._num_tasks = {
-            member.info.host_id: (framed[member.actor], len(tasks[member.actor]) - framed[member.actor])
+            member.info.host_id: len(compiled.actor_to_executable_tasks[member.actor])
             for member in self._members
-            if member.actor in tasks
+            if member.actor in compiled.actor_to_executable_tasks
         }
 
         self._ended: dict[int, BaseException | None] = {}  # in the order in which the loops ended

@@ -7,27 +7,27 @@ Leases
 ------
 Ray compiles a graph over an actor that is in another live graph, and both then hang. Each actor therefore remembers
 which graph it is leased to, in this module. A lease alone does not bind for ever: its driver may be gone. It counts
-while its execution loop runs in the actor, or until it expires, which leaves a graph that is being built the time to
-start its loops. The loop of a graph that has ended here is on its way out, and is waited for; one that is none of ours
-counts too.
+while the actor is connected to that driver, or until it expires, which leaves a graph that is being built the time to
+connect. A graph that has ended may have left its loop in an actor, on its way out, and a graph that is none of ours
+takes no lease. Ray runs the loops of an actor one after another, on a thread of their own: whoever gets a turn there
+knows that the actor is in no graph. (A loop shows on that thread's stack, too. But CPython before 3.11.9 may stop or
+crash a process whose stacks are looked at while its threads end: python/cpython#106883.)
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayChannelError
+from ray.exceptions import GetTimeoutError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.edges import actor_name
@@ -35,15 +35,14 @@ from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
 from cgexec.engine.protocol import HostReport, Member, SessionOverError, losses_among
 from cgexec.engine.session import Session
-from cgexec.engine.tasks import FramedTask, open_foreign
 from cgexec.errors import GraphSpecError
 from cgexec.isolation import bare
 
-# Private: the functions that Ray's compiled graphs run for as long as an actor is in one.
-_LOOP_FUNCTIONS = frozenset({"do_exec_tasks", "do_profile_tasks"})
-_LOOP_POLL_S = 0.002
+# Private: the concurrency group, of one thread, in which Ray runs the loops of an actor.
+LOOPS_GROUP = "_ray_system"
 _LOOK_S = 0.1  # in one go, so that a shutdown of Ray is noticed
 _LEAVING_S = 2.0  # for a loop whose graph has ended; one that is inside a method may take longer
+_NONE_OF_OURS = "a compiled graph that cgexec did not build"
 
 
 @dataclass(frozen=True)
@@ -69,21 +68,33 @@ class Lease:
         """The graph, whichever its generation."""
         return self.key.graph_id
 
+    @property
+    def title(self) -> str:
+        """The graph, for people."""
+        return f"graph {self.graph_name!r} of {self.driver}"
+
 
 @dataclass(frozen=True)
 class ActorReport(HostReport):
     """What an actor says of itself.
 
-    ``leased_to`` names the other graph it is in, if any; ``unfit_methods`` says, by name, why a method cannot be part
-    of a graph; ``max_concurrency`` how many ordinary calls it does side by side, on threads. ``address`` is where it
-    listens for this graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
+    ``leased_to`` names the other graph it is in, if any; ``leased_before`` the one it was in last, which has ended but
+    may still have a loop there. ``unfit_methods`` says, by name, why a method cannot be part of a graph;
+    ``max_concurrency`` how many ordinary calls it does side by side, on threads. ``address`` is where it listens for
+    this graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
     """
 
     leased_to: str | None
     unfit_methods: dict[str, str]
+    leased_before: str | None = None
     max_concurrency: int = 1
     address: Address | None = None
     no_control: str = ""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the lease was to be had."""
+        return self.leased_to is None and not self.unfit_methods
 
 
 class _ActorState:
@@ -99,53 +110,12 @@ class _ActorState:
 _state = _ActorState()
 
 
-def _loop_frames() -> Iterator[FrameType]:
-    """Yield the frame of every compiled graph's execution loop that runs in this process. *In the actor.*"""
-    for frame in sys._current_frames().values():
-        caller: FrameType | None = frame
-        while caller is not None:
-            if caller.f_code.co_name in _LOOP_FUNCTIONS:
-                yield caller
-            caller = caller.f_back
-
-
-def graphs_running() -> list[GraphKey | None]:
-    """Return the graph of every loop that runs in this process; None for one that is none of ours. *In the actor.*"""
-    return [
-        next((task.key for task in frame.f_locals.get("tasks", ()) if isinstance(task, FramedTask)), None)
-        for frame in _loop_frames()
-    ]
-
-
-def _is_ending(running: list[GraphKey | None]) -> bool:
-    """Return whether some loops run, and all of them are of graphs that have ended here, or are about to."""
-    keys = [key for key in running if key is not None]
-    going_on = any(not hub.is_abandoned() for key in keys for hub in hubs_of(key.graph_id))
-    return bool(keys) and len(keys) == len(running) and not going_on
-
-
-def _await_leaving() -> None:
-    """Wait a moment for the loop of a graph that has ended here, if there is one. *In the actor.*"""
-    leave_by = Deadline.after(_LEAVING_S)
-    while _is_ending(graphs_running()) and leave_by.remaining_s() > 0:
-        time.sleep(_LOOP_POLL_S)
-
-
 def _binds(held: Lease) -> bool:
-    """Return whether the lease counts though no loop runs: the graph may be about to start it. *In the actor.*"""
-    abandoned = any(hub.is_abandoned() for hub in hubs_of(held.graph_id))
-    return time.monotonic() < _state.expires_at and not abandoned
-
-
-def _other_graph(lease: Lease | None) -> str | None:
-    """Return the name of the other graph that this actor is in, or None. *In the actor.*"""
-    held = _state.lease
-    running = graphs_running()
-    if held is not None and lease is not None and held.graph_id == lease.graph_id:
-        return None
-    if held is not None and (held.key in running or _binds(held)):
-        return f"graph {held.graph_name!r} of {held.driver}"
-    return "a compiled graph that cgexec did not build" if running else None
+    """Return whether a lease counts: its driver is connected, or may be about to be. *In the actor.*"""
+    hubs = hubs_of(held.graph_id)
+    if any(hub.is_abandoned() for hub in hubs):
+        return False
+    return time.monotonic() < _state.expires_at or any(hub.controls.wires() for hub in hubs)
 
 
 def unfit(method: Any) -> str | None:
@@ -157,16 +127,20 @@ def unfit(method: Any) -> str | None:
     return None
 
 
-def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorReport:
-    """Report on this actor and, if ``lease`` is given and the actor is free, take the lease. *In the actor.*"""
+def give_sign_of_life(_instance: Any) -> HostReport:
+    """Report on this actor. *In the actor.*"""
+    return HostReport(ray.get_runtime_context().get_node_id(), _state.incarnation)
+
+
+def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorReport:
+    """Report on this actor and, if it is free, take the lease. *In the actor.*"""
     refused = {name: why for name in methods if (why := unfit(getattr(type(instance), name, None)))}
-    if lease is not None:
-        _await_leaving()
     with _state.lock:
-        leased_to = _other_graph(lease)
-        if lease is not None and (leased_to is not None or refused):
-            lease = None
-        if lease is not None:
+        held = _state.lease
+        other = held if held is not None and held.graph_id != lease.graph_id else None
+        leased_to = other.title if other is not None and _binds(other) else None
+        is_free = leased_to is None and not refused
+        if is_free:
             _state.lease = lease
             _state.expires_at = time.monotonic() + lease.duration_s
     report = ActorReport(
@@ -174,9 +148,14 @@ def answer(instance: Any, lease: Lease | None, methods: Sequence[str]) -> ActorR
         incarnation=_state.incarnation,
         leased_to=leased_to,
         unfit_methods=refused,
+        leased_before=None if other is None else other.title,
         max_concurrency=_max_concurrency(),
     )
-    return report if lease is None else _open_hub(lease, report)
+    return _open_hub(lease, report) if is_free else report
+
+
+def take_turn(_instance: Any) -> None:
+    """Do nothing, where the loops run: no loop does then. *In the actor.*"""
 
 
 def _max_concurrency() -> int:
@@ -225,29 +204,15 @@ def end_graph(_instance: Any, graph_id: str, hub: Hub | None = None) -> None:
         each.shut()
 
 
-def settle_in(_instance: Any, key: GraphKey, num_framed: int, num_foreign: int, timeout_s: float) -> str:
+def settle_in(_instance: Any, key: GraphKey, num_tasks: int, timeout_s: float) -> str:
     """Wait until every task of this actor's loop has its channels open and connected. *In the actor.*
 
-    Returns what is missing; nothing, as a rule. Tasks of Ray's own open theirs when they first use them, so those are
-    opened here.
+    Returns what is missing; nothing, as a rule.
     """
-    deadline = Deadline.after(timeout_s)
     try:
-        hub = find_hub(key)
-        while num_foreign and not (tasks := _foreign_tasks()):
-            if deadline.remaining_s() == 0 or hub.closed:
-                return "its loop has not started"
-            time.sleep(_LOOP_POLL_S)
-        for task in tasks if num_foreign else ():
-            open_foreign(task, hub)
-        return hub.missing_after(num_framed + num_foreign, deadline)
-    except (HubClosedError, RayChannelError) as error:
+        return find_hub(key).missing_after(num_tasks, Deadline.after(timeout_s))
+    except HubClosedError as error:
         return str(error)
-
-
-def _foreign_tasks() -> list[Any]:
-    """Return the tasks of this actor's loop that are Ray's own. *In the actor.*"""
-    return [task for frame in _loop_frames() for task in frame.f_locals["tasks"] if not isinstance(task, FramedTask)]
 
 
 def _call_all(
@@ -296,7 +261,7 @@ def call_all(
 
 def probe(session: Session, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
     """Ask every actor for a sign of life, in parallel; returns within ``timeout_s`` or a little later."""
-    return call_all(session, members, timeout_s, lambda member: member.actor.__ray_call__.remote(answer, None, ()))
+    return call_all(session, members, timeout_s, lambda member: member.actor.__ray_call__.remote(give_sign_of_life))
 
 
 def prepare(
@@ -310,27 +275,57 @@ def prepare(
             raise GraphSpecError(
                 f"host {member.info.host_id} is the actor that drives the graph: it cannot also be part of it"
             )
-    return call_all(
+    deadline = Deadline.after(timeout_s)
+    replies = call_all(
         session,
         members,
         timeout_s,
-        lambda member: member.actor.__ray_call__.remote(answer, lease, tuple(methods[member.info.host_id])),
+        lambda member: member.actor.__ray_call__.remote(take_lease, lease, tuple(methods[member.info.host_id])),
     )
+    reports = {host_id: reply for host_id, reply in replies.items() if isinstance(reply, ActorReport) and reply.is_free}
+    if len(reports) == len(members):
+        replies.update(_not_free_yet(session, members, reports, max(_LOOK_S, deadline.slice_s(_LEAVING_S))))
+    return replies
+
+
+def _not_free_yet(
+    session: Session, members: Sequence[Member], reports: Mapping[int, ActorReport], timeout_s: float
+) -> dict[int, ActorReport | Exception]:
+    """Return other replies for actors that have taken the lease, but have a loop in them, or have been lost since."""
+    turns = call_all(
+        session,
+        members,
+        timeout_s,
+        lambda member: member.actor.__ray_call__.options(concurrency_group=LOOPS_GROUP).remote(take_turn),
+    )
+    others = {host_id: turn for host_id, turn in turns.items() if turn is not None}
+    waiting = [member for member in members if isinstance(others.get(member.info.host_id), GetTimeoutError)]
+    losses = silent_or_dead(session, waiting, _LEAVING_S)
+    for member in waiting:
+        host_id = member.info.host_id
+        others[host_id] = losses.get(host_id) or _in_a_loop(reports[host_id])
+    return others
+
+
+def _in_a_loop(report: ActorReport) -> ActorReport:
+    before = report.leased_before
+    graph = _NONE_OF_OURS if before is None else f"{_NONE_OF_OURS}, or not out of {before} yet"
+    return replace(report, leased_to=graph)
 
 
 def await_loops(
     session: Session,
     members: Sequence[Member],
     key: GraphKey,
-    tasks: Mapping[int, tuple[int, int]],
+    num_tasks: Mapping[int, int],
     timeout_s: float,
 ) -> dict[int, str | Exception]:
-    """Wait, in parallel, for every actor to settle in; ``tasks``: how many of ours and of Ray's each host has."""
+    """Wait, in parallel, for every actor to settle in; ``num_tasks``: how many each host has."""
     return call_all(
         session,
         members,
         timeout_s,
-        lambda member: member.actor.__ray_call__.remote(settle_in, key, *tasks[member.info.host_id], timeout_s),
+        lambda member: member.actor.__ray_call__.remote(settle_in, key, num_tasks[member.info.host_id], timeout_s),
     )
 
 

@@ -69,19 +69,27 @@ def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
     return _Foreign(channel), 1
 
 
-def open_foreign(task: Any, hub: Hub) -> None:
-    """Open the channels of a task of Ray's own, which would open them when it first reads and writes."""
-    hub.close_with(task.cancel)
-    for channel in task.output_channels:
-        if isinstance(channel, Edge):
-            channel.kept_outlet(hub)
-    for channel in task.input_channels:
-        source = _source(channel)
-        if isinstance(source, Edge):
-            source.open_reader(hub)
-        else:  # Ray aborts the process if the channel's writer has died before it is opened
-            channel.ensure_registered_as_reader()
-    hub.task_started()
+class AdoptedTask(ExecutableTask):
+    """A task that stays Ray's own, among ours: opens its channels as the loop starts, not when it first uses them."""
+
+    def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey) -> None:
+        super().__init__(task, args, kwargs)
+        self.key = key
+
+    def prepare(self, overlap_gpu_communication: bool = False) -> None:
+        """Open every channel. Called by Ray as the actor's loop starts."""
+        with ending_as_ray_says():
+            hub = find_hub(self.key)
+            hub.close_with(self.cancel)
+            for channel in self.output_channels:
+                if isinstance(channel, Edge):
+                    channel.kept_outlet(hub)
+            for channel in self.input_channels:
+                source = _source(channel)
+                if isinstance(source, Edge):
+                    source.open_reader(hub)
+            super().prepare(overlap_gpu_communication)
+            hub.task_started()
 
 
 class FramedTask(ExecutableTask):
@@ -210,7 +218,7 @@ def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Itera
                 source = _source(channel)
                 if source is not channel and isinstance(source, Edge):
                     source.cached_by_ray.add(actor_name(actor_of(task.dag_node)))
-            return ExecutableTask(task, args, kwargs)
+            return AdoptedTask(task, args, kwargs, key)
         return FramedTask(task, args, kwargs, key, origin_of(task.dag_node))
 
     with _installing:

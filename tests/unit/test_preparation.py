@@ -2,131 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import eventually
 from hubs import FIRST, LONG_S, a_site
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
 from cgexec import GraphSpecError
+from cgexec.deadline import Deadline
 from cgexec.engine import preparation
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey
-from cgexec.engine.preparation import ActorReport, Lease, end_graph, graphs_running, refusal, unfit
-from cgexec.engine.tasks import FramedTask
-
-
-@contextmanager
-def a_thread_inside(function: Callable[..., object], tasks: Sequence[object] = ()) -> Iterator[None]:
-    """Keep a thread inside ``function`` for as long as the block lasts."""
-    is_inside, may_leave = threading.Event(), threading.Event()
-
-    def stay() -> None:
-        is_inside.set()
-        may_leave.wait(LONG_S)
-
-    thread = threading.Thread(target=function, args=(stay, tasks))
-    thread.start()
-    try:
-        assert is_inside.wait(LONG_S)
-        yield
-    finally:
-        may_leave.set()
-        thread.join(LONG_S)
-    assert not thread.is_alive()
-
-
-def do_exec_tasks(call: Callable[[], object], tasks: Sequence[object]) -> object:
-    return call()
-
-
-def do_profile_tasks(call: Callable[[], object], tasks: Sequence[object]) -> object:
-    return call()
-
-
-def do_something_else(call: Callable[[], object], tasks: Sequence[object]) -> object:
-    return call()
-
-
-def task_of(key: GraphKey) -> FramedTask:
-    task = FramedTask.__new__(FramedTask)
-    task.key = key
-    return task
-
-
-# -- the loop ----------------------------------------------------------------------------------------------------------
-
-
-KEY = GraphKey("graph-1", 0)
-
-
-@pytest.mark.parametrize("function", [do_exec_tasks, do_profile_tasks])
-@pytest.mark.parametrize(
-    ("tasks", "expected"),
-    [((), None), ((object(),), None), ((object(), task_of(KEY)), KEY)],
-    ids=["none", "ray", "ours"],
-)
-def test_a_loop_is_seen_on_whatever_thread_and_however_deep_it_runs(
-    function: Any, tasks: Sequence[object], expected: GraphKey | None
-) -> None:
-    assert graphs_running() == []
-    with a_thread_inside(function, tasks):
-        assert graphs_running() == [expected]
-    assert graphs_running() == []
-
-
-def test_another_function_is_no_loop() -> None:
-    with a_thread_inside(do_something_else, (task_of(KEY),)):
-        assert graphs_running() == []
-
-
-def test_the_names_of_the_loops_are_those_that_ray_uses() -> None:
-    from ray.dag import compiled_dag_node
-
-    for name in preparation._LOOP_FUNCTIONS:
-        assert "tasks" in inspect.signature(getattr(compiled_dag_node, name)).parameters
-
-
-def test_a_loop_whose_graph_has_ended_here_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "_LEAVING_S", LONG_S)
-    returned = threading.Event()
-
-    def wait() -> None:
-        preparation._await_leaving()
-        returned.set()
-
-    thread = threading.Thread(target=wait)
-    with a_thread_inside(do_exec_tasks, (task_of(KEY),)):
-        thread.start()
-        assert not returned.wait(0.1)
-    assert returned.wait(LONG_S)
-    thread.join(LONG_S)
-
-
-@pytest.mark.parametrize("tasks", [(), (object(),)])
-def test_a_loop_that_is_not_ours_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tasks: Sequence[object]) -> None:
-    monkeypatch.setattr(preparation, "_LEAVING_S", 1e9)
-    with a_thread_inside(do_exec_tasks, tasks):
-        preparation._await_leaving()
-
-
-def test_a_loop_that_stays_is_waited_for_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "_LEAVING_S", 0.01)
-    with a_thread_inside(do_exec_tasks, (task_of(KEY),)):
-        preparation._await_leaving()
-
-
-def test_a_loop_whose_graph_goes_on_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "_LEAVING_S", 1e9)
-    with a_site() as site, a_thread_inside(do_exec_tasks, (task_of(site.key),)):
-        site.hub(FIRST)
-        preparation._await_leaving()
-
+from cgexec.engine.preparation import ActorReport, Lease, end_graph, refusal, take_lease, unfit
 
 # -- methods -----------------------------------------------------------------------------------------------------------
 
@@ -193,8 +84,6 @@ def lease(graph_id: str, name: str, driver: str) -> Lease:
 
 MINE = lease("graph-1", "mine", "process 1 on here")
 OTHER = lease("graph-2", "other", "process 2 on there")
-MINE_RUNS = (task_of(KEY),)
-FOREIGN = "a compiled graph that cgexec did not build"
 
 
 @pytest.fixture
@@ -204,35 +93,64 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Any:
     return fresh
 
 
-@pytest.mark.parametrize(
-    ("held", "expired", "loop", "asking", "answer"),
-    [
-        (None, True, None, MINE, None),
-        (None, True, None, None, None),
-        (None, True, (), MINE, FOREIGN),
-        (None, True, (), None, FOREIGN),
-        (MINE, False, MINE_RUNS, MINE, None),
-        (MINE, False, None, MINE, None),
-        (MINE, False, None, OTHER, "graph 'mine' of process 1 on here"),
-        (MINE, True, MINE_RUNS, OTHER, "graph 'mine' of process 1 on here"),
-        (MINE, True, None, OTHER, None),
-        (MINE, True, (), OTHER, FOREIGN),
-    ],
-)
-def test_a_lease_counts_until_it_expires_or_for_as_long_as_a_loop_runs(
-    state: Any, held: Lease | None, expired: bool, loop: Any, asking: Lease | None, answer: str | None
-) -> None:
-    state.lease = held
-    state.expires_at = time.monotonic() + (-1.0 if expired else LONG_S)
-    with a_thread_inside(do_something_else if loop is None else do_exec_tasks, loop or ()):
-        assert preparation._other_graph(asking) == answer
+def lent(state: Any, held: Lease, expires_in_s: float) -> None:
+    state.lease, state.expires_at = held, time.monotonic() + expires_in_s
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_lease_counts_while_its_driver_is_connected_and_until_it_expires(state: Any, expired: bool) -> None:
+    with a_site() as site:
+        driver, actor = site.hub(), site.hub(FIRST)
+        lent(state, lease(site.key.graph_id, "mine", "process 1 on here"), -1.0 if expired else LONG_S)
+        assert preparation._binds(state.lease) is not expired
+        actor.connect_control(driver.address, Deadline.after(LONG_S))
+        assert preparation._binds(state.lease)
+        driver.shut()
+        assert eventually(lambda: not preparation._binds(state.lease))
 
 
 @pytest.mark.parametrize(("graph_id", "is_free"), [("graph-1", True), ("graph-2", False)])
 def test_only_the_graph_that_has_the_lease_can_give_it_back(state: Any, graph_id: str, is_free: bool) -> None:
-    state.lease, state.expires_at = MINE, time.monotonic() + LONG_S
+    lent(state, MINE, LONG_S)
     end_graph(None, graph_id)
-    assert (preparation._other_graph(OTHER) is None) is is_free
+    assert preparation._binds(MINE) is not is_free
+
+
+@pytest.fixture
+def inside_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = SimpleNamespace(get_node_id=lambda: "node")
+    monkeypatch.setattr(preparation.ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(preparation, "_max_concurrency", lambda: 1)
+    monkeypatch.setattr(preparation, "_open_hub", lambda _lease, report: report)
+
+
+@pytest.mark.parametrize(
+    ("held", "expires_in_s", "asking", "leased_to", "leased_before"),
+    [
+        (None, 0.0, MINE, None, None),
+        (MINE, LONG_S, MINE, None, None),
+        (MINE, -1.0, MINE, None, None),
+        (MINE, LONG_S, OTHER, MINE.title, MINE.title),
+        (MINE, -1.0, OTHER, None, MINE.title),
+    ],
+)
+@pytest.mark.usefixtures("inside_an_actor")
+def test_an_actor_takes_a_lease_unless_that_of_another_graph_counts(
+    state: Any, held: Lease | None, expires_in_s: float, asking: Lease, leased_to: str | None, leased_before: str | None
+) -> None:
+    state.lease, state.expires_at = held, time.monotonic() + expires_in_s
+    said = take_lease(Worker(), asking, ["plain"])
+    assert (said.leased_to, said.leased_before) == (leased_to, leased_before)
+    assert said.is_free is (leased_to is None)
+    assert state.lease is (asking if said.is_free else held)
+
+
+@pytest.mark.usefixtures("inside_an_actor")
+def test_an_actor_with_an_unfit_method_takes_no_lease(state: Any) -> None:
+    said = take_lease(Worker(), MINE, ["plain", "coroutine"])
+    assert set(said.unfit_methods) == {"coroutine"}
+    assert not said.is_free
+    assert state.lease is None
 
 
 def test_every_process_is_an_incarnation_of_its_own() -> None:

@@ -28,7 +28,7 @@ from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.socket_edges import SocketEdge
 from cgexec.engine.steps import LoopEndedError, Taken
-from cgexec.engine.tasks import FramedTask, _tap, framed_tasks
+from cgexec.engine.tasks import AdoptedTask, FramedTask, _tap, framed_tasks
 
 KEY = GraphKey("graph", 3)
 ORIGIN = OutputPort(2, "step")
@@ -495,11 +495,14 @@ def test_our_tasks_stand_in_while_a_graph_of_ours_compiles_and_rays_name_is_put_
     assert compiled_dag_node.ExecutableTask is ExecutableTask
 
 
-def test_tasks_that_hold_tensors_on_an_accelerator_stay_rays_own() -> None:
+def test_tasks_that_hold_tensors_on_an_accelerator_run_as_rays_own_do() -> None:
     hint = SimpleNamespace(requires_accelerator=lambda: True)
     node = SimpleNamespace(get_method_name=lambda: "step", _get_bind_index=lambda: 0, type_hint=hint, num_returns=1)
     with framed_tasks(KEY, lambda _node: ORIGIN):
-        assert type(compiled_task(node)) is ExecutableTask
+        adopted = compiled_task(node)
+    assert type(adopted) is AdoptedTask
+    assert AdoptedTask.exec_operation is ExecutableTask.exec_operation
+    assert vars(AdoptedTask).keys() & vars(ExecutableTask).keys() <= {"__init__", "prepare", "__module__", "__doc__"}
 
 
 def test_each_thread_gets_the_tasks_of_its_own_graph_and_others_get_rays() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import ray
 from ray.dag import InputNode
-from workers import AsyncWorker, Driver, Unborn, WithoutCgexec, Worker, request
+from workers import Asynchronous, AsyncWorker, Driver, Unborn, WithoutCgexec, Worker, request
 
 from cgexec import GraphExecutor, GraphSpecError, RebuildPolicy, chain, fan_out, scatter
 
@@ -204,16 +204,20 @@ def test_an_actor_in_another_live_graph_is_refused_by_that_graphs_name(small, sp
             assert graph.execute(request(number)).result[2] == (number, {}, (2,))
 
 
-def test_an_actor_in_a_graph_that_cgexec_did_not_build_is_refused(small, spawn):
-    actors = spawn(1)
+@pytest.mark.parametrize("kind", [Worker, Asynchronous])
+def test_an_actor_in_a_graph_that_cgexec_did_not_build_is_refused(small, spawn, kind):
+    actors = spawn(1, kind)
     with InputNode() as inp:
         compiled = actors[0].work.bind(inp).experimental_compile()
     assert ray.get(compiled.execute(request(1)))[0] == 1
     with pytest.raises(GraphSpecError, match="a compiled graph that cgexec did not build"):
         GraphExecutor(actors, chain("work"), config=small)
+    assert ray.get(actors[0].pid.remote(), timeout=10)  # it goes on as before
+    assert ray.get(compiled.execute(request(2)))[0] == 2
     compiled.teardown()
-    with GraphExecutor(actors, chain("work"), config=small) as graph:
-        assert graph.execute(request(2)).result[0] == 2
+    for number in range(3):
+        with GraphExecutor(actors, chain("work"), config=small) as graph:
+            assert graph.execute(request(number)).result[0] == number
     del compiled
     gc.collect()  # Ray's helper actor lives as long as the graph
 

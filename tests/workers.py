@@ -309,9 +309,14 @@ def answers(call: Any, timeout_s: float = 1) -> bool:
     return True
 
 
+def turn_of(actor: Any) -> Any:
+    """Ask an actor for a turn where the loops of graphs run. Not for an asynchronous one."""
+    return actor.__ray_call__.options(concurrency_group=LOOPS_GROUP).remote(lambda _: None)
+
+
 def is_in_a_graph(actor: Any) -> bool:
-    """Return whether a graph's loop runs in an actor, whosever it is: then no call has a turn where they run."""
-    return not answers(actor.__ray_call__.options(concurrency_group=LOOPS_GROUP).remote(lambda _: None))
+    """Return whether a graph's loop runs in an actor, whosever it is: then no call has a turn there."""
+    return not answers(turn_of(actor))
 
 
 # By value: Ray's workers need not be able to import the tests.

@@ -10,12 +10,15 @@ which graph it is leased to, in this module. A lease alone does not bind for eve
 while the actor is connected to that driver, or until it expires, which leaves a graph that is being built the time to
 connect. A graph that has ended may have left its loop in an actor, on its way out, and a graph that is none of ours
 takes no lease. Ray runs the loops of an actor one after another, on a thread of their own: whoever gets a turn there
-knows that the actor is in no graph. (A loop shows on that thread's stack, too. But CPython before 3.11.9 may stop or
-crash a process whose stacks are looked at while its threads end: python/cpython#106883.)
+knows that the actor is in no graph. Not so in an asynchronous actor, where a call that waits for such a turn keeps all
+that come after it waiting: there the tasks of loops are looked for among the live objects. (A loop shows on its
+thread's stack, too. But CPython before 3.11.9 may stop or crash a process whose stacks are looked at while its threads
+end: python/cpython#106883.)
 """
 
 from __future__ import annotations
 
+import gc
 import inspect
 import threading
 import time
@@ -35,11 +38,13 @@ from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
 from cgexec.engine.protocol import HostReport, Member, SessionOverError, losses_among
 from cgexec.engine.session import Session
+from cgexec.engine.tasks import a_loop_runs
 from cgexec.errors import GraphSpecError
 from cgexec.isolation import bare
 
 # Private: the concurrency group, of one thread, in which Ray runs the loops of an actor.
 LOOPS_GROUP = "_ray_system"
+_LOOP_POLL_S = 0.02
 _LOOK_S = 0.1  # in one go, so that a shutdown of Ray is noticed
 _LEAVING_S = 2.0  # for a loop whose graph has ended; one that is inside a method may take longer
 _NONE_OF_OURS = "a compiled graph that cgexec did not build"
@@ -80,7 +85,8 @@ class ActorReport(HostReport):
 
     ``leased_to`` names the other graph it is in, if any; ``leased_before`` the one it was in last, which has ended but
     may still have a loop there. ``unfit_methods`` says, by name, why a method cannot be part of a graph;
-    ``max_concurrency`` how many ordinary calls it does side by side, on threads. ``address`` is where it listens for
+    ``max_concurrency`` how many ordinary calls it does side by side, on threads; ``asynchronous`` whether it is of
+    Ray's asynchronous kind. ``address`` is where it listens for
     this graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
     """
 
@@ -88,6 +94,7 @@ class ActorReport(HostReport):
     unfit_methods: dict[str, str]
     leased_before: str | None = None
     max_concurrency: int = 1
+    asynchronous: bool = False
     address: Address | None = None
     no_control: str = ""
 
@@ -135,10 +142,14 @@ def give_sign_of_life(_instance: Any) -> HostReport:
 def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorReport:
     """Report on this actor and, if it is free, take the lease. *In the actor.*"""
     refused = {name: why for name in methods if (why := unfit(getattr(type(instance), name, None)))}
+    asynchronous, max_concurrency = _calling()
+    stays = asynchronous and not _loops_leave()
     with _state.lock:
         held = _state.lease
-        other = held if held is not None and held.graph_id != lease.graph_id else None
-        leased_to = other.title if other is not None and _binds(other) else None
+        before = held.title if held is not None and held.graph_id != lease.graph_id else None
+        leased_to = before if held is not None and before is not None and _binds(held) else None
+        if stays and leased_to is None:
+            leased_to = _whose_loop(before)
         is_free = leased_to is None and not refused
         if is_free:
             _state.lease = lease
@@ -148,23 +159,41 @@ def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorRepo
         incarnation=_state.incarnation,
         leased_to=leased_to,
         unfit_methods=refused,
-        leased_before=None if other is None else other.title,
-        max_concurrency=_max_concurrency(),
+        leased_before=before,
+        max_concurrency=max_concurrency,
+        asynchronous=asynchronous,
     )
     return _open_hub(lease, report) if is_free else report
 
 
-def take_turn(_instance: Any) -> None:
-    """Do nothing, where the loops run: no loop does then. *In the actor.*"""
+def _calling() -> tuple[bool, int]:
+    """Return whether this actor is asynchronous, and how many plain calls it does side by side. *In the actor.*
 
-
-def _max_concurrency() -> int:
-    """Return how many calls this actor does side by side: an asynchronous one, plain methods one by one.
-
-    *In the actor.* Private, since nothing public says it of an actor: the core worker and what it is asked.
+    Private, since nothing public says it of an actor: the core worker and what it is asked.
     """
     worker: Any = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined] # made by its connect()
-    return 1 if worker.current_actor_is_asyncio() else int(worker.current_actor_max_concurrency())
+    asynchronous = bool(worker.current_actor_is_asyncio())
+    return asynchronous, 1 if asynchronous else int(worker.current_actor_max_concurrency())
+
+
+def _loops_leave() -> bool:
+    """Return whether no loop is left in this process, after a moment if need be. *In the actor.*"""
+    leave_by = Deadline.after(_LEAVING_S)
+    while a_loop_runs():
+        if leave_by.remaining_s() == 0:
+            gc.collect()  # one that has ended may have left its tasks in a cycle
+            return not a_loop_runs()
+        time.sleep(_LOOP_POLL_S)
+    return True
+
+
+def _whose_loop(before: str | None) -> str:
+    """Say whose the loop is that is in an actor that has no lease, or had one of the graph called ``before``."""
+    return _NONE_OF_OURS if before is None else f"{_NONE_OF_OURS}, or not out of {before} yet"
+
+
+def take_turn(_instance: Any) -> None:
+    """Do nothing, where the loops run: no loop does then. *In the actor.*"""
 
 
 def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
@@ -294,7 +323,7 @@ def _not_free_yet(
     """Return other replies for actors that have taken the lease, but have a loop in them, or have been lost since."""
     turns = call_all(
         session,
-        members,
+        [member for member in members if not reports[member.info.host_id].asynchronous],
         timeout_s,
         lambda member: member.actor.__ray_call__.options(concurrency_group=LOOPS_GROUP).remote(take_turn),
     )
@@ -303,14 +332,9 @@ def _not_free_yet(
     losses = silent_or_dead(session, waiting, _LEAVING_S)
     for member in waiting:
         host_id = member.info.host_id
-        others[host_id] = losses.get(host_id) or _in_a_loop(reports[host_id])
+        whose = _whose_loop(reports[host_id].leased_before)
+        others[host_id] = losses.get(host_id) or replace(reports[host_id], leased_to=whose)
     return others
-
-
-def _in_a_loop(report: ActorReport) -> ActorReport:
-    before = report.leased_before
-    graph = _NONE_OF_OURS if before is None else f"{_NONE_OF_OURS}, or not out of {before} yet"
-    return replace(report, leased_to=graph)
 
 
 def await_loops(

@@ -17,6 +17,7 @@ Private names used here: ``ExecutableTask`` and its attributes (``input_channels
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,7 @@ class FramedTask(ExecutableTask):
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: OutputPort) -> None:
         super().__init__(task, args, kwargs)
         self.key = key
+        self.in_a_loop = False
         self._outgoing: list[Any] = self.output_channels
         self._step = Step(origin, task.dag_node.num_returns, self.output_idxs)
         self._outlets: list[Outlet] = []
@@ -110,6 +112,7 @@ class FramedTask(ExecutableTask):
 
     def prepare(self, overlap_gpu_communication: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         """Open every channel. Called by Ray as the actor's loop starts."""
+        self.in_a_loop = True
         with ending_as_ray_says():
             self._open(find_hub(self.key))
 
@@ -182,6 +185,19 @@ class FramedTask(ExecutableTask):
             else:
                 return
         self.output_writer.write(as_task_error(decode_failures(failed.payload)[0]))
+
+
+def a_loop_runs() -> bool:
+    """Return whether a graph's loop runs in this process, whosever it is: then its tasks are alive.
+
+    Tasks that belong to a driver are not prepared. Private: that this gives one of Ray's own a ``_send_stream``.
+    """
+    kinds = (ExecutableTask, AdoptedTask, FramedTask)
+    return any(
+        getattr(each, "in_a_loop", False) if type(each) is FramedTask else hasattr(each, "_send_stream")
+        for each in gc.get_referrers(*kinds)
+        if type(each) in kinds
+    )
 
 
 # -- standing in for Ray's task ----------------------------------------------------------------------------------------

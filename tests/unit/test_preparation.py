@@ -120,7 +120,7 @@ def test_only_the_graph_that_has_the_lease_can_give_it_back(state: Any, graph_id
 def inside_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     here = SimpleNamespace(get_node_id=lambda: "node")
     monkeypatch.setattr(preparation.ray, "get_runtime_context", lambda: here)
-    monkeypatch.setattr(preparation, "_max_concurrency", lambda: 1)
+    monkeypatch.setattr(preparation, "_calling", lambda: (False, 1))
     monkeypatch.setattr(preparation, "_open_hub", lambda _lease, report: report)
 
 

@@ -14,7 +14,7 @@ from ray.experimental.channel import IntraProcessChannel, SynchronousWriter
 from ray.experimental.channel.cached_channel import CachedChannel
 from ray.experimental.channel.common import ChannelOutputType
 from ray.experimental.channel.shared_memory_channel import CompositeChannel, SharedMemoryType
-from workers import Asynchronous, AsyncWorker, Worker, is_in_a_graph, request, turn_of
+from workers import Asynchronous, AsyncWorker, Worker, is_in_a_graph, request
 
 from cgexec.engine import preparation, ray_context, tasks
 
@@ -75,34 +75,18 @@ def test_a_graph_that_is_said_to_be_torn_down_is_left_alone_by_ray(spawn):
     assert ray.wait(loops, timeout=10)[0] == loops
 
 
-@pytest.mark.parametrize("options", [{}, {"max_concurrency": 3}, {"concurrency_groups": {"another": 2}}])
-def test_the_loops_of_an_actor_run_where_nothing_else_has_a_turn_meanwhile(local_ray, options):
-    actor = ray.remote(num_cpus=0, **options)(Worker).remote(0)
+@pytest.mark.parametrize("kind", [Worker, Asynchronous])
+def test_the_tasks_of_a_loop_are_alive_and_prepared_while_it_runs(local_ray, kind):
+    actor, other = [ray.remote(num_cpus=0)(kind).remote(0) for _ in range(2)]
     try:
-        ray.get(actor.__ray_ready__.remote())
         assert not is_in_a_graph(actor)
         with InputNode() as inp:
             compiled = actor.work.bind(inp).experimental_compile()
-        assert is_in_a_graph(actor)
-        ray.get(actor.__ray_ready__.remote())
+        assert eventually(lambda: is_in_a_graph(actor)), "the loop does not start"
+        assert not is_in_a_graph(other)
+        assert tasks.loops_here() == set(), "a driver has tasks, but no loop"
         compiled.teardown()
-        ray.get(turn_of(actor))
-    finally:
-        ray.kill(actor)
-
-
-@pytest.mark.parametrize("kind", [Worker, Asynchronous])
-def test_the_tasks_of_a_loop_are_alive_and_prepared_while_it_runs(local_ray, kind):
-    (actor, other), runs = [ray.remote(num_cpus=0)(kind).remote(0) for _ in range(2)], lambda _: tasks.a_loop_runs()
-    try:
-        assert not ray.get(actor.__ray_call__.remote(runs))
-        with InputNode() as inp:
-            compiled = actor.work.bind(inp).experimental_compile()
-        assert eventually(lambda: ray.get(actor.__ray_call__.remote(runs))), "the loop does not start"
-        assert not ray.get(other.__ray_call__.remote(runs))
-        assert not tasks.a_loop_runs(), "a driver has tasks, but no loop"
-        compiled.teardown()
-        assert eventually(lambda: not ray.get(actor.__ray_call__.remote(runs)))
+        assert eventually(lambda: not is_in_a_graph(actor))
     finally:
         ray.kill(actor)
         ray.kill(other)
@@ -173,8 +157,8 @@ def test_a_node_knows_how_many_values_its_method_returns(spawn):
 
 def test_an_actor_knows_how_many_calls_it_does_side_by_side(spawn):
     actors = [*spawn(1), *spawn(1, max_concurrency=3), *spawn(1, AsyncWorker)]
-    found = ray.get([actor.__ray_call__.remote(lambda _: preparation._calling()) for actor in actors])
-    assert found == [(False, 1), (False, 3), (True, 1)]
+    found = ray.get([actor.__ray_call__.remote(lambda _: preparation._max_concurrency()) for actor in actors])
+    assert found == [1, 3, 1]
 
 
 def test_ray_tells_every_graph_it_knows_that_it_shuts_down(local_ray, monkeypatch):

@@ -28,11 +28,9 @@ from cgexec import (
     chain,
     fan_out,
 )
-from cgexec.engine import build, preparation
+from cgexec.engine import build
 from cgexec.engine.compilation import compile_graph
-from cgexec.engine.preparation import LOOPS_GROUP
 from cgexec.lifecycle import GraphEvent
-from cgexec.testing import kill_process, resume, stop
 
 DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
 
@@ -85,7 +83,7 @@ def test_an_actor_whose_loop_has_not_started_at_the_loss_is_no_loss_itself(small
 
     def compile_late(*args):
         """Before the loop of one host, on its thread, something that lasts; and another host dies meanwhile."""
-        late.append(actors[2].__ray_call__.options(concurrency_group=LOOPS_GROUP).remote(lambda _: time.sleep(1.5)))
+        late.append(actors[2].__ray_call__.options(concurrency_group="_ray_system").remote(lambda _: time.sleep(1.5)))
         compiled = compile_graph(*args)
         monkeypatch.undo()
         ray.kill(actors[3])
@@ -99,28 +97,6 @@ def test_an_actor_whose_loop_has_not_started_at_the_loss_is_no_loss_itself(small
         assert settled(graph)
         assert graph.execute(request(1)).result == (1, {}, (0, 2))
     ray.get(late)
-
-
-@pytest.mark.parametrize("end", [stop, kill_process])
-def test_a_host_that_falls_silent_once_it_has_the_lease_is_a_loss(small, spawn, monkeypatch, end):
-    """And not one that is in another graph, though no call has a turn where its loop would run."""
-    actors = spawn(4)
-    pids = ray.get([actor.pid.remote() for actor in actors])
-
-    def lose_one(*args):
-        monkeypatch.setattr(preparation, "_not_free_yet", not_free_yet)
-        end(actors[3], pids[3])
-        return not_free_yet(*args)
-
-    not_free_yet = preparation._not_free_yet
-    monkeypatch.setattr(preparation, "_LEAVING_S", 0.5)
-    with GraphExecutor(actors, chain("work"), config=small) as graph:
-        monkeypatch.setattr(preparation, "_not_free_yet", lose_one)
-        ray.kill(actors[1])
-        assert eventually(lambda: [lost.info.host_id for lost in graph.lost_hosts] == [1, 3])
-        assert settled(graph)
-        assert graph.execute(request(1)).result == (1, {}, (0, 2))
-    resume(actors[3], pids[3])
 
 
 @pytest.mark.clause("C4")

@@ -28,7 +28,6 @@ from cgexec import (
     fan_out,
     log_failures_to,
 )
-from cgexec.engine.preparation import LOOPS_GROUP
 from cgexec.testing.misbehaviour import CannotBeLoaded, HoldsALockError, NeedsArgumentsError
 
 
@@ -300,23 +299,16 @@ def start_over(instance: Any, label: int) -> None:
     instance.__init__(label)
 
 
-def answers(call: Any, timeout_s: float = 1) -> bool:
-    """Return whether a call of an actor returns in time."""
-    try:
-        ray.get(call, timeout=timeout_s)
-    except ray.exceptions.RayError:
-        return False
-    return True
-
-
-def turn_of(actor: Any) -> Any:
-    """Ask an actor for a turn where the loops of graphs run. Not for an asynchronous one."""
-    return actor.__ray_call__.options(concurrency_group=LOOPS_GROUP).remote(lambda _: None)
-
-
 def is_in_a_graph(actor: Any) -> bool:
-    """Return whether a graph's loop runs in an actor, whosever it is: then no call has a turn there."""
-    return not answers(turn_of(actor))
+    """Return whether a graph's loop runs in an actor, whosever it is."""
+    return bool(ray.get(actor.__ray_call__.remote(loops), timeout=5))
+
+
+def loops(_instance: Any) -> Any:
+    """Return the graphs whose loops run in the actor. In the actor."""
+    from cgexec.engine.tasks import loops_here
+
+    return loops_here()
 
 
 # By value: Ray's workers need not be able to import the tests.

@@ -9,11 +9,10 @@ Ray compiles a graph over an actor that is in another live graph, and both then 
 which graph it is leased to, in this module. A lease alone does not bind for ever: its driver may be gone. It counts
 while the actor is connected to that driver, or until it expires, which leaves a graph that is being built the time to
 connect. A graph that has ended may have left its loop in an actor, on its way out, and a graph that is none of ours
-takes no lease. Ray runs the loops of an actor one after another, on a thread of their own: whoever gets a turn there
-knows that the actor is in no graph. Not so in an asynchronous actor, where a call that waits for such a turn keeps all
-that come after it waiting: there the tasks of loops are looked for among the live objects. (A loop shows on its
-thread's stack, too. But CPython before 3.11.9 may stop or crash a process whose stacks are looked at while its threads
-end: python/cpython#106883.)
+takes no lease: so the tasks of loops are looked for as well, among the live objects. (Not on the stacks: CPython before
+3.11.9 may stop or crash a process whose stacks are looked at while its threads end, python/cpython#106883. Nor by a
+call to the concurrency group in which Ray runs the loops: in an asynchronous actor, one that waits there keeps all that
+come after it waiting.)
 """
 
 from __future__ import annotations
@@ -38,16 +37,13 @@ from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
 from cgexec.engine.protocol import HostReport, Member, SessionOverError, losses_among
 from cgexec.engine.session import Session
-from cgexec.engine.tasks import a_loop_runs
+from cgexec.engine.tasks import loops_here
 from cgexec.errors import GraphSpecError
 from cgexec.isolation import bare
 
-# Private: the concurrency group, of one thread, in which Ray runs the loops of an actor.
-LOOPS_GROUP = "_ray_system"
 _LOOP_POLL_S = 0.02
 _LOOK_S = 0.1  # in one go, so that a shutdown of Ray is noticed
-_LEAVING_S = 2.0  # for a loop whose graph has ended; one that is inside a method may take longer
-_NONE_OF_OURS = "a compiled graph that cgexec did not build"
+_LEAVING_S = 2.0  # for the loop of another graph that ends; one that is inside a method may take longer
 
 
 @dataclass(frozen=True)
@@ -83,25 +79,16 @@ class Lease:
 class ActorReport(HostReport):
     """What an actor says of itself.
 
-    ``leased_to`` names the other graph it is in, if any; ``leased_before`` the one it was in last, which has ended but
-    may still have a loop there. ``unfit_methods`` says, by name, why a method cannot be part of a graph;
-    ``max_concurrency`` how many ordinary calls it does side by side, on threads; ``asynchronous`` whether it is of
-    Ray's asynchronous kind. ``address`` is where it listens for
-    this graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
+    ``leased_to`` names the other graph it is in, if any; ``unfit_methods`` says, by name, why a method cannot be part
+    of a graph; ``max_concurrency`` how many ordinary calls it does side by side, on threads. ``address`` is where it
+    listens for this graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
     """
 
     leased_to: str | None
     unfit_methods: dict[str, str]
-    leased_before: str | None = None
     max_concurrency: int = 1
-    asynchronous: bool = False
     address: Address | None = None
     no_control: str = ""
-
-    @property
-    def is_free(self) -> bool:
-        """Whether the lease was to be had."""
-        return self.leased_to is None and not self.unfit_methods
 
 
 class _ActorState:
@@ -142,14 +129,9 @@ def give_sign_of_life(_instance: Any) -> HostReport:
 def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorReport:
     """Report on this actor and, if it is free, take the lease. *In the actor.*"""
     refused = {name: why for name in methods if (why := unfit(getattr(type(instance), name, None)))}
-    asynchronous, max_concurrency = _calling()
-    stays = asynchronous and not _loops_leave()
+    staying = _loops_that_stay(lease.graph_id)
     with _state.lock:
-        held = _state.lease
-        before = held.title if held is not None and held.graph_id != lease.graph_id else None
-        leased_to = before if held is not None and before is not None and _binds(held) else None
-        if stays and leased_to is None:
-            leased_to = _whose_loop(before)
+        leased_to = _other_graph(lease.graph_id, staying)
         is_free = leased_to is None and not refused
         if is_free:
             _state.lease = lease
@@ -159,41 +141,48 @@ def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorRepo
         incarnation=_state.incarnation,
         leased_to=leased_to,
         unfit_methods=refused,
-        leased_before=before,
-        max_concurrency=max_concurrency,
-        asynchronous=asynchronous,
+        max_concurrency=_max_concurrency(),
     )
     return _open_hub(lease, report) if is_free else report
 
 
-def _calling() -> tuple[bool, int]:
-    """Return whether this actor is asynchronous, and how many plain calls it does side by side. *In the actor.*
+def _loops_that_stay(graph_id: str) -> set[GraphKey | None]:
+    """Return the loops of other graphs in this process; those of graphs that end have a moment. *In the actor.*"""
+    leave_by = Deadline.after(_LEAVING_S)
+    while loops := _loops_of_others(graph_id):
+        if leave_by.remaining_s() == 0 or not all(map(_is_ending, loops)):
+            gc.collect()  # the tasks of a loop that has left may be in a cycle
+            return _loops_of_others(graph_id)
+        time.sleep(_LOOP_POLL_S)
+    return loops
 
-    Private, since nothing public says it of an actor: the core worker and what it is asked.
+
+def _loops_of_others(graph_id: str) -> set[GraphKey | None]:
+    return {key for key in loops_here() if key is None or key.graph_id != graph_id}
+
+
+def _is_ending(key: GraphKey | None) -> bool:
+    """Return whether a loop is of a graph that has ended here, or is about to."""
+    return key is not None and all(hub.is_abandoned() for hub in hubs_of(key.graph_id))
+
+
+def _other_graph(graph_id: str, loops: set[GraphKey | None]) -> str | None:
+    """Return the other graph that this actor is in, for people, or None. *In the actor.*"""
+    held = _state.lease
+    if held is not None and held.graph_id != graph_id and (held.key in loops or _binds(held)):
+        return held.title
+    if None in loops:
+        return "a compiled graph that cgexec did not build"
+    return "a graph that has ended, but not yet here" if loops else None
+
+
+def _max_concurrency() -> int:
+    """Return how many calls this actor does side by side: an asynchronous one, plain methods one by one.
+
+    *In the actor.* Private, since nothing public says it of an actor: the core worker and what it is asked.
     """
     worker: Any = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined] # made by its connect()
-    asynchronous = bool(worker.current_actor_is_asyncio())
-    return asynchronous, 1 if asynchronous else int(worker.current_actor_max_concurrency())
-
-
-def _loops_leave() -> bool:
-    """Return whether no loop is left in this process, after a moment if need be. *In the actor.*"""
-    leave_by = Deadline.after(_LEAVING_S)
-    while a_loop_runs():
-        if leave_by.remaining_s() == 0:
-            gc.collect()  # one that has ended may have left its tasks in a cycle
-            return not a_loop_runs()
-        time.sleep(_LOOP_POLL_S)
-    return True
-
-
-def _whose_loop(before: str | None) -> str:
-    """Say whose the loop is that is in an actor that has no lease, or had one of the graph called ``before``."""
-    return _NONE_OF_OURS if before is None else f"{_NONE_OF_OURS}, or not out of {before} yet"
-
-
-def take_turn(_instance: Any) -> None:
-    """Do nothing, where the loops run: no loop does then. *In the actor.*"""
+    return 1 if worker.current_actor_is_asyncio() else int(worker.current_actor_max_concurrency())
 
 
 def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
@@ -304,37 +293,12 @@ def prepare(
             raise GraphSpecError(
                 f"host {member.info.host_id} is the actor that drives the graph: it cannot also be part of it"
             )
-    deadline = Deadline.after(timeout_s)
-    replies = call_all(
+    return call_all(
         session,
         members,
         timeout_s,
         lambda member: member.actor.__ray_call__.remote(take_lease, lease, tuple(methods[member.info.host_id])),
     )
-    reports = {host_id: reply for host_id, reply in replies.items() if isinstance(reply, ActorReport) and reply.is_free}
-    if len(reports) == len(members):
-        replies.update(_not_free_yet(session, members, reports, max(_LOOK_S, deadline.slice_s(_LEAVING_S))))
-    return replies
-
-
-def _not_free_yet(
-    session: Session, members: Sequence[Member], reports: Mapping[int, ActorReport], timeout_s: float
-) -> dict[int, ActorReport | Exception]:
-    """Return other replies for actors that have taken the lease, but have a loop in them, or have been lost since."""
-    turns = call_all(
-        session,
-        [member for member in members if not reports[member.info.host_id].asynchronous],
-        timeout_s,
-        lambda member: member.actor.__ray_call__.options(concurrency_group=LOOPS_GROUP).remote(take_turn),
-    )
-    others = {host_id: turn for host_id, turn in turns.items() if turn is not None}
-    waiting = [member for member in members if isinstance(others.get(member.info.host_id), GetTimeoutError)]
-    losses = silent_or_dead(session, waiting, _LEAVING_S)
-    for member in waiting:
-        host_id = member.info.host_id
-        whose = _whose_loop(reports[host_id].leased_before)
-        others[host_id] = losses.get(host_id) or replace(reports[host_id], leased_to=whose)
-    return others
 
 
 def await_loops(

@@ -76,9 +76,11 @@ class AdoptedTask(ExecutableTask):
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey) -> None:
         super().__init__(task, args, kwargs)
         self.key = key
+        self.in_a_loop = False
 
     def prepare(self, overlap_gpu_communication: bool = False) -> None:
         """Open every channel. Called by Ray as the actor's loop starts."""
+        self.in_a_loop = True
         with ending_as_ray_says():
             hub = find_hub(self.key)
             hub.close_with(self.cancel)
@@ -187,17 +189,19 @@ class FramedTask(ExecutableTask):
         self.output_writer.write(as_task_error(decode_failures(failed.payload)[0]))
 
 
-def a_loop_runs() -> bool:
-    """Return whether a graph's loop runs in this process, whosever it is: then its tasks are alive.
+def loops_here() -> set[GraphKey | None]:
+    """Return the graphs whose loops run in this process; None stands for one that is none of ours.
 
-    Tasks that belong to a driver are not prepared. Private: that this gives one of Ray's own a ``_send_stream``.
+    The tasks of a loop are alive for as long as it runs, and prepared: those that a driver keeps are not. Private: that
+    this gives a task of Ray's own a ``_send_stream``.
     """
-    kinds = (ExecutableTask, AdoptedTask, FramedTask)
-    return any(
-        getattr(each, "in_a_loop", False) if type(each) is FramedTask else hasattr(each, "_send_stream")
-        for each in gc.get_referrers(*kinds)
-        if type(each) in kinds
-    )
+    found: set[GraphKey | None] = set()
+    for each in gc.get_referrers(ExecutableTask, AdoptedTask, FramedTask):
+        if type(each) is ExecutableTask and hasattr(each, "_send_stream"):
+            found.add(None)
+        elif type(each) in (AdoptedTask, FramedTask) and getattr(each, "in_a_loop", False):
+            found.add(each.key)
+    return found
 
 
 # -- standing in for Ray's task ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -116,40 +117,77 @@ def test_only_the_graph_that_has_the_lease_can_give_it_back(state: Any, graph_id
     assert preparation._binds(MINE) is not is_free
 
 
+class Loops:
+    """Which graphs' loops run, look by look; the last for ever."""
+
+    def __init__(self, *looks: set[GraphKey | None]) -> None:
+        self.looks = list(looks)
+
+    def __call__(self) -> set[GraphKey | None]:
+        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+
+
 @pytest.fixture
 def inside_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     here = SimpleNamespace(get_node_id=lambda: "node")
     monkeypatch.setattr(preparation.ray, "get_runtime_context", lambda: here)
-    monkeypatch.setattr(preparation, "_calling", lambda: (False, 1))
+    monkeypatch.setattr(preparation, "_max_concurrency", lambda: 1)
     monkeypatch.setattr(preparation, "_open_hub", lambda _lease, report: report)
+    monkeypatch.setattr(preparation, "loops_here", Loops(set()))
+    monkeypatch.setattr(preparation, "_LEAVING_S", 0.1)
+
+
+FOREIGN = "a compiled graph that cgexec did not build"
+NONE: set[GraphKey | None] = set()
 
 
 @pytest.mark.parametrize(
-    ("held", "expires_in_s", "asking", "leased_to", "leased_before"),
+    ("held", "expires_in_s", "loops", "asking", "leased_to"),
     [
-        (None, 0.0, MINE, None, None),
-        (MINE, LONG_S, MINE, None, None),
-        (MINE, -1.0, MINE, None, None),
-        (MINE, LONG_S, OTHER, MINE.title, MINE.title),
-        (MINE, -1.0, OTHER, None, MINE.title),
+        (None, 0.0, Loops(NONE), MINE, None),
+        (None, 0.0, Loops({None}), MINE, FOREIGN),
+        (None, 0.0, Loops({None}, NONE), MINE, None),  # its tasks were garbage
+        (MINE, LONG_S, Loops(NONE), MINE, None),
+        (MINE, -1.0, Loops({MINE.key}), MINE, None),  # of an earlier generation: the next one comes after it
+        (MINE, LONG_S, Loops({None}), MINE, FOREIGN),
+        (MINE, LONG_S, Loops(NONE), OTHER, MINE.title),
+        (MINE, -1.0, Loops(NONE), OTHER, None),
+        (MINE, -1.0, Loops({MINE.key}), OTHER, MINE.title),
+        (MINE, -1.0, Loops({MINE.key}, {MINE.key}, NONE), OTHER, None),  # it was leaving
+        (None, 0.0, Loops({MINE.key}), OTHER, "a graph that has ended, but not yet here"),
     ],
 )
 @pytest.mark.usefixtures("inside_an_actor")
-def test_an_actor_takes_a_lease_unless_that_of_another_graph_counts(
-    state: Any, held: Lease | None, expires_in_s: float, asking: Lease, leased_to: str | None, leased_before: str | None
+def test_an_actor_takes_a_lease_unless_it_is_in_another_graph(
+    state: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    held: Lease | None,
+    expires_in_s: float,
+    loops: Loops,
+    asking: Lease,
+    leased_to: str | None,
 ) -> None:
+    monkeypatch.setattr(preparation, "loops_here", loops)
     state.lease, state.expires_at = held, time.monotonic() + expires_in_s
-    said = take_lease(Worker(), asking, ["plain"])
-    assert (said.leased_to, said.leased_before) == (leased_to, leased_before)
-    assert said.is_free is (leased_to is None)
-    assert state.lease is (asking if said.is_free else held)
+    assert take_lease(Worker(), asking, ["plain"]).leased_to == leased_to
+    assert state.lease is (asking if leased_to is None else held)
+
+
+@pytest.mark.usefixtures("inside_an_actor")
+def test_the_loop_of_a_graph_that_goes_on_is_not_waited_for(state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_site() as site:
+        site.hub(FIRST)
+        monkeypatch.setattr(preparation, "loops_here", Loops({site.key}))
+        monkeypatch.setattr(preparation, "_LEAVING_S", 1e9)
+        going_on = dataclasses.replace(MINE, key=site.key)
+        lent(state, going_on, -1.0)
+        assert take_lease(Worker(), OTHER, ["plain"]).leased_to == going_on.title
 
 
 @pytest.mark.usefixtures("inside_an_actor")
 def test_an_actor_with_an_unfit_method_takes_no_lease(state: Any) -> None:
     said = take_lease(Worker(), MINE, ["plain", "coroutine"])
     assert set(said.unfit_methods) == {"coroutine"}
-    assert not said.is_free
     assert state.lease is None
 
 

@@ -29,7 +29,7 @@ from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.socket_edges import SocketEdge
 from cgexec.engine.steps import LoopEndedError, Taken
-from cgexec.engine.tasks import AdoptedTask, FramedTask, _tap, framed_tasks
+from cgexec.engine.tasks import AdoptedTask, FramedTask, _tap, framed_tasks, loops_here
 
 KEY = GraphKey("graph", 3)
 ORIGIN = OutputPort(2, "step")
@@ -472,6 +472,20 @@ def test_channels_that_are_not_ours_are_registered_as_the_loop_starts_and_closed
     for close in hub.closers:
         close()
     assert channel.asked == ["writer", "writer", "close"]
+
+
+def test_the_loops_of_a_process_are_those_of_the_tasks_that_are_prepared_and_alive() -> None:
+    assert loops_here() == set()
+    tasks: list[Any] = [kind.__new__(kind) for kind in (ExecutableTask, FramedTask, AdoptedTask)]
+    assert loops_here() == set(), "tasks that are not prepared are a driver's"
+    tasks[0]._send_stream = None
+    assert loops_here() == {None}
+    for task in tasks[1:]:
+        task.key, task.in_a_loop = KEY, True
+    assert loops_here() == {None, KEY}
+    tasks.clear()
+    del task
+    assert loops_here() == set()
 
 
 # -- standing in for Ray's task ----------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ from typing import Any
 def is_interruption(error: BaseException) -> bool:
     """Return whether ``error``, just caught, is none of what the interrupted code raised.
 
-    That is so for what is no ``Exception``, and for one that was raised in a signal handler, which Python runs on the
-    main thread, between any two steps of it.
+    That is so for Ctrl-C and for what was raised in a signal handler, both of which Python delivers to the main thread,
+    between any two steps of it.
     """
-    return not isinstance(error, Exception) or was_raised_by_a_handler(error)
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    return on_main_thread and (isinstance(error, KeyboardInterrupt) or was_raised_by_a_handler(error))
 
 
 def was_raised_by_a_handler(error: BaseException) -> bool:

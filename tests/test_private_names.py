@@ -60,17 +60,16 @@ def test_a_channel_that_several_tasks_read_wraps_the_real_one():
 
 
 def test_a_graph_that_is_said_to_be_torn_down_is_left_alone_by_ray(spawn):
-    """Neither a caller, nor Ray's own thread, nor garbage collection tears it down: its loop goes on."""
+    """Neither a caller nor garbage collection tears it down: its loop goes on."""
     (actor,) = spawn(1)
     with InputNode() as inp:
         compiled = actor.work.bind(inp).experimental_compile()
     loops = list(compiled.worker_task_refs.values())
-    compiled._is_teardown = compiled._monitor._teardown_done = True
+    compiled._is_teardown = True
     compiled.teardown(kill_actors=True)
-    compiled._monitor.teardown(kill_actors=True)
     ray.get(compiled.execute(request(1)))
     assert ray.wait(loops, timeout=0.2)[0] == []
-    compiled._is_teardown = compiled._monitor._teardown_done = False
+    compiled._is_teardown = False
     compiled.teardown()
     assert ray.wait(loops, timeout=10)[0] == loops
 
@@ -90,6 +89,22 @@ def test_the_tasks_of_a_loop_are_alive_and_prepared_while_it_runs(local_ray, kin
     finally:
         ray.kill(actor)
         ray.kill(other)
+
+
+def test_a_graph_without_a_monitor_runs_and_is_torn_down(spawn, monkeypatch):
+    (actor,) = spawn(1)
+    monkeypatch.setattr(compiled_dag_node.CompiledDAG, "_monitor_failures", lambda _compiled: None)
+    with InputNode() as inp:
+        compiled = actor.work.bind(inp).experimental_compile()
+    assert compiled._monitor is None
+    assert ray.get(compiled.execute(request(1)))[0] == 1
+    compiled._dag_submitter.close()
+    compiled._dag_output_fetcher.close()
+    for tasks_of_one in compiled.actor_to_executable_tasks.values():
+        ray.get(actor.__ray_call__.remote(compiled_dag_node.do_cancel_executable_tasks, tasks_of_one))
+    compiled.teardown()
+    assert compiled.is_teardown
+    assert ray.wait(list(compiled.worker_task_refs.values()), timeout=10)[0]
 
 
 def test_a_group_of_accelerators_is_ended_by_its_name():
@@ -136,7 +151,7 @@ def test_a_compiled_graph_shows_its_channels_its_tasks_its_loops_and_its_monitor
         assert isinstance(task.output_writer, SynchronousWriter)
         assert inspect.signature(task.cancel).parameters == {}
     assert compiled._monitor.is_alive()
-    assert (compiled._is_teardown, compiled._monitor._teardown_done) == (False, False)
+    assert compiled._is_teardown is False
     assert compiled._actors_to_created_communicator_id == {}
     assert compiled._proxy_actor._actor_id.hex() in ray._private.state.actors()
     serialised = ray._private.worker.global_worker.get_serialization_context().serialize(request(1))

@@ -28,7 +28,7 @@ from cgexec import (
     chain,
     fan_out,
 )
-from cgexec.engine import build
+from cgexec.engine import build, compilation
 from cgexec.engine.compilation import compile_graph
 from cgexec.lifecycle import GraphEvent
 
@@ -97,6 +97,26 @@ def test_an_actor_whose_loop_has_not_started_at_the_loss_is_no_loss_itself(small
         assert settled(graph)
         assert graph.execute(request(1)).result == (1, {}, (0, 2))
     ray.get(late)
+
+
+@pytest.mark.clause("C4")
+def test_a_host_that_dies_in_the_last_steps_of_a_compile_is_a_loss_like_any_other(small, spawn, monkeypatch):
+    """Ray would begin to tear down then what is not there yet, on a thread of its own: there is none."""
+    actors = spawn(3)
+    (pid,) = ray.get([actors[2].pid.remote()])
+
+    def die_now(_compiled):
+        monkeypatch.undo()
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: not is_running(pid))
+        time.sleep(0.2)  # whoever watched would have noticed
+
+    with GraphExecutor(actors, chain("work"), config=small) as graph:
+        monkeypatch.setattr(compilation, "_unwatched", die_now)
+        graph.rebuild()
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [2]
+        assert graph.execute(request(1)).result == (1, {}, (0, 1))
+        assert "CompiledGraphMonitorThread" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.clause("C4")

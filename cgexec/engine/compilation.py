@@ -1,15 +1,15 @@
 """Having Ray compile a graph, of our channels and tasks.
 
-Ray tears none of them down. Its teardown begins when a loop ends: it closes channels before what has arrived in them is
-read, waits for actors one after the other, 30 s for one that is busy and for ever for one that is inside a method, and
-goes on asking them while Ray shuts down, which ends the process. Our loops end with their hubs, and so do channels of
-Ray's own between them.
+Ray tears none of them down, and no thread of Ray's watches over them. It would begin a teardown when a loop ends, the
+graph being compiled by then or not: that closes channels before what has arrived in them is read, waits for actors one
+after the other, 30 s for one that is busy and for ever for one that is inside a method, and goes on asking them while
+Ray shuts down, which ends the process. Our loops end with their hubs, and so do channels of Ray's own between them.
 
-Private names used here: on an object of ``ray.dag.CompiledDAG``, ``_is_teardown`` and, on its thread ``_monitor``,
-``_teardown_done``, which say that it has been torn down; ``_proxy_actor``, an actor of Ray's own, one for each compile,
-which otherwise lives until garbage collection; ``_actors_to_created_communicator_id``, the groups of accelerators that
-it has set up, and ``_destroy_communicator``, which ends one. On an actor's handle, ``_method_shells``: what a call is
-made from.
+Private names used here: on an object of ``ray.dag.CompiledDAG``, ``_monitor_failures``, which starts that thread, and
+``_is_teardown``, which says that the graph has been torn down; ``_proxy_actor``, an actor of Ray's own, one for each
+compile, which otherwise lives until garbage collection; ``_actors_to_created_communicator_id``, the groups of
+accelerators that it has set up, and ``_destroy_communicator``, which ends one. On an actor's handle,
+``_method_shells``: what a call is made from.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from ray.dag.compiled_dag_node import (  # type: ignore[attr-defined] # imported
 )
 from ray.experimental.channel.common import ChannelOutputType
 
-from cgexec.deadline import Deadline
 from cgexec.engine.edges import give_hints
 from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.hub import Hub
 from cgexec.engine.protocol import Member, OutputPort
 from cgexec.engine.session import hear_out
+from cgexec.engine.stand_in import StandIn
 from cgexec.engine.tasks import framed_tasks
 from cgexec.settings import Settings
+
+_monitor = StandIn(CompiledDAG, "_monitor_failures")
 
 
 def compile_graph(
@@ -46,7 +48,7 @@ def compile_graph(
         return OutputPort(host_ids[actor_of(node)], node.get_method_name())
 
     give_hints(bound.nodes, hint)
-    with _loops_without_retries(bound), framed_tasks(hub.key, origin_of):
+    with _loops_without_retries(bound), framed_tasks(hub.key, origin_of), _monitor.replaced_by(_unwatched):
         try:
             compiled = bound.root.experimental_compile(
                 _submit_timeout=settings.submit_timeout_s.value,
@@ -58,8 +60,12 @@ def compile_graph(
             for unfinished in _compiled_in(error.__traceback__):
                 kill_helper(unfinished)
             raise
-    compiled._is_teardown = compiled._monitor._teardown_done = True
+    compiled._is_teardown = True
     return compiled
+
+
+def _unwatched(_compiled: CompiledDAG) -> None:
+    """Start no thread: Ray makes do with no monitor."""
 
 
 def _compiled_in(tb: TracebackType | None) -> list[CompiledDAG]:
@@ -91,16 +97,12 @@ def end_groups(groups: Sequence[str]) -> None:
 
 
 def let_go(compiled: CompiledDAG, timeout_s: float) -> None:
-    """End Ray's own actor of a graph whose hubs have ended, and wait for its loops' ends to be taken note of.
-
-    Ray's own thread waits for them, and one that is still in Ray as that ends crashes the process.
-    """
+    """End Ray's own actor of a graph whose hubs have ended, and hear its loops out, or Ray would report their ends."""
     kill_helper(compiled)
-    deadline, loops = Deadline.after(timeout_s), list(compiled.worker_task_refs.values())
+    loops = list(compiled.worker_task_refs.values())
     if loops:
         ray.wait(loops, num_returns=len(loops), timeout=timeout_s, fetch_local=False)
     hear_out(loops)
-    compiled._monitor.join(deadline.remaining_s())
 
 
 @contextmanager

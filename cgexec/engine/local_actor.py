@@ -188,6 +188,10 @@ class LocalActor(LocalHandle):
             raise AttributeError(f"{self._class.__name__} has no method {name!r}")
         return LocalMethod(self, name)
 
+    def __dir__(self) -> list[str]:
+        methods = [each for each in dir(self._class) if not each.startswith("_")]
+        return [*super().__dir__(), *(each for each in methods if callable(getattr(self._class, each, None)))]
+
     def __repr__(self) -> str:
         return f"LocalActor({self._class.__name__}, {self._process.incarnation[:8]})"
 

@@ -11,6 +11,7 @@ from cgexec.engine import bounded
 from cgexec.engine.graph_spec import BoundGraph, bind_graph
 from cgexec.engine.protocol import Member
 from cgexec.errors import GraphSpecError
+from cgexec.isolation import ExitedError
 from cgexec.settings import Settings
 
 
@@ -35,7 +36,7 @@ class GraphRecipe:
                 f"cgexec-bind-{self.graph_id[:8]}",
                 "the builder",
             )
-        except bounded.ExitedError as error:
+        except ExitedError as error:
             raise GraphSpecError(str(error)) from error
         except bounded.BoundExceededError as error:
             raise GraphSpecError(f"{error}; it should only bind nodes, or raise GraphConfig.build_timeout_s") from error

@@ -18,7 +18,6 @@ Private names used here: ``ExecutableTask`` and its attributes (``input_channels
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +34,7 @@ from cgexec.engine.frames import Encoded
 from cgexec.engine.graph_spec import actor_of
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.protocol import OutputPort
+from cgexec.engine.stand_in import StandIn
 from cgexec.engine.steps import Arguments, Step, Taken
 
 _READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE
@@ -206,16 +206,7 @@ def loops_here() -> set[GraphKey | None]:
 
 # -- standing in for Ray's task ----------------------------------------------------------------------------------------
 
-_TASK_NAME = "ExecutableTask"  # of the module that compiles
-_installing = threading.Lock()
-_compiling = threading.local()
-_num_compiling = 0
-
-
-def _make_task(task: Any, args: Any, kwargs: Any) -> Any:
-    """Make a task, as Ray would on any thread but those that compile a graph of ours."""
-    make: Callable[[Any, Any, Any], Any] | None = getattr(_compiling, "make", None)
-    return ExecutableTask(task, args, kwargs) if make is None else make(task, args, kwargs)
+_task = StandIn(compiled_dag_node, "ExecutableTask")
 
 
 def is_rays_own(task: Any) -> bool:
@@ -230,7 +221,6 @@ def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Itera
 
     Collectives, and nodes whose values live on an accelerator, keep Ray's own.
     """
-    global _num_compiling
 
     def make(task: Any, args: Any, kwargs: Any) -> Any:
         if is_rays_own(task):
@@ -241,15 +231,5 @@ def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Itera
             return AdoptedTask(task, args, kwargs, key)
         return FramedTask(task, args, kwargs, key, origin_of(task.dag_node))
 
-    with _installing:
-        _num_compiling += 1
-        setattr(compiled_dag_node, _TASK_NAME, _make_task)
-    _compiling.make = make
-    try:
+    with _task.replaced_by(make):
         yield
-    finally:
-        del _compiling.make
-        with _installing:
-            _num_compiling -= 1
-            if _num_compiling == 0:
-                setattr(compiled_dag_node, _TASK_NAME, ExecutableTask)

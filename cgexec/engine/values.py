@@ -49,7 +49,7 @@ def output_of(taken: Taken, port: OutputPort) -> Output:
     value, raised = apart(taken.value)
     if raised is None:
         return OutputValue(value)
-    if isinstance(raised, KeyboardInterrupt) or (isinstance(raised, Exception) and is_interruption(raised)):
+    if is_interruption(raised):
         raise raised
     what = f"what {port.method}() of host {port.host_id} returned cannot be loaded"
     return OutputError(as_exception(capture(as_plain_exception(raised), port, None, what)), port.host_id, port.method)

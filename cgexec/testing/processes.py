@@ -25,6 +25,8 @@ def pid_of(actor: Any) -> int:
     """Return the process id of one of Ray's actors; it must be on this machine, and answer."""
     if isinstance(actor, LocalActor):
         raise TypeError(f"{actor!r} has no process of its own")
+    if not hasattr(actor, "__ray_call__"):
+        raise TypeError(f"{actor!r} is no actor: pass the handle that Class.remote() returned, or a LocalActor")
     pid: int = ray.get(actor.__ray_call__.remote(_pid), timeout=_PID_TIMEOUT_S)
     return pid
 

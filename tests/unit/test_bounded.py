@@ -8,7 +8,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from cgexec.engine.bounded import BoundExceededError, ExitedError, call_theirs, start, wait
+from cgexec.engine.bounded import BoundExceededError, call_theirs, start, wait
+from cgexec.isolation import ExitedError
 
 LONG_S = 30.0
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
 from conftest import eventually
 
+from cgexec import GraphConfig, GraphExecutor, GraphSpecError, chain
 from cgexec.engine.local_actor import LocalActor, process_of
+from cgexec.testing import kill_process, pid_of, resume, stop
 
 LONG_S = 30.0
 
@@ -57,3 +60,24 @@ def test_jobs_are_done_in_order_and_the_thread_ends_with_them() -> None:
     assert jobs[-1].done.wait(LONG_S)
     assert order == list(range(20))
     assert eventually(lambda: not process._serving)
+
+
+def test_a_method_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(GraphSpecError, match=r"has no method 'nope'; it has: step\b"):
+        GraphExecutor([LocalActor(Named)], chain("nope"), config=GraphConfig(engine="in_process"))
+
+
+@pytest.mark.parametrize("befall", [stop, resume, kill_process, pid_of])
+def test_what_befalls_an_actor_cannot_befall_anything_else(befall: Any) -> None:
+    with pytest.raises(TypeError, match="is no actor"):
+        befall("host 3")
+
+
+class Named:
+    attribute = 3
+
+    def step(self, x: int) -> int:
+        return x
+
+    def _hidden(self) -> None:
+        """Not be named."""

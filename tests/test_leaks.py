@@ -44,9 +44,20 @@ def threads_of_graphs(_instance: Any = None) -> int:
     return sum(thread.name.startswith("cgexec-") for thread in threading.enumerate())
 
 
+def over_ip() -> set[str]:
+    """Return the names of the sockets over IP: a graph on one node has none.
+
+    Ray's processes connect to each other when they please: each to the agent that collects metrics, for one, as soon as
+    that is up, some ten seconds after Ray is.
+    """
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {f"socket:[{fields[9]}]" for fields in lines[1:]}
+
+
 def descriptors(pid: int) -> Counter[str]:
     """Return how many descriptors of each kind a process has open."""
-    kinds = Counter(name.split(":")[0].split("[")[0] for name in open_files(pid))
+    rays_own = over_ip()
+    kinds = Counter(name.split(":")[0].split("[")[0] for name in open_files(pid) if name not in rays_own)
     return Counter({kind: kinds[kind] for kind in ("socket", "anon_inode", "/memfd", "pipe")}) + Counter(
         all=kinds.total()
     )

@@ -148,11 +148,12 @@ def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorRepo
 
 def _loops_that_stay(graph_id: str) -> set[GraphKey | None]:
     """Return the loops of other graphs in this process; those of graphs that end have a moment. *In the actor.*"""
+    if not (loops := _loops_of_others(graph_id)):
+        return loops
+    time.sleep(_LOOP_POLL_S)
+    gc.collect()  # the tasks of a loop that has left may be in a cycle
     leave_by = Deadline.after(_LEAVING_S)
-    while loops := _loops_of_others(graph_id):
-        if leave_by.remaining_s() == 0 or not all(map(_is_ending, loops)):
-            gc.collect()  # the tasks of a loop that has left may be in a cycle
-            return _loops_of_others(graph_id)
+    while (loops := _loops_of_others(graph_id)) and all(map(_is_ending, loops)) and leave_by.remaining_s() > 0:
         time.sleep(_LOOP_POLL_S)
     return loops
 

@@ -28,7 +28,6 @@ from cgexec.engine.protocol import Break, Engine, EngineBrokenError, Member, Sen
 from cgexec.errors import GraphClosedError, GraphFailedError
 from cgexec.execution import Execution
 from cgexec.interruption import is_interruption
-from cgexec.isolation import as_exception
 from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry, Lifecycle
 from cgexec.outcomes import (
     failed_status,
@@ -171,11 +170,11 @@ class GraphCore:
         """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
         try:
             encoded = engine.encode(args, kwargs)
-        except BaseException as error:
+        except Exception as error:
             if is_interruption(error):
                 raise
             # The input is the caller's: anything can happen in its __reduce__.
-            self._settle(execution, Verdict.FAILED, as_exception(error))
+            self._settle(execution, Verdict.FAILED, error)
             return
         try:
             engine.send(encoded, -1 if deadline.wait_s() is None else deadline.remaining_s())

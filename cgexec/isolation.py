@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from cgexec.errors import CgexecError
-
 T = TypeVar("T")
 
 _OURS = {"cgexec", "concurrent", "contextlib", "threading"}  # packages whose frames only lead to the caller's code
@@ -34,17 +32,6 @@ def _outcomes(call: Callable[[], T]) -> Generator[tuple[T, None] | tuple[None, B
         BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
         outcome = None, error
     yield outcome
-
-
-class ExitedError(CgexecError):
-    """The caller's code raised what is no Exception: SystemExit, KeyboardInterrupt."""
-
-
-def as_exception(error: BaseException) -> Exception:
-    """Return ``error``, or an ExitedError that says what it was."""
-    if isinstance(error, Exception):
-        return error
-    return ExitedError(f"{type(error).__name__}: {error}")
 
 
 def bare(error: Exception) -> Exception:

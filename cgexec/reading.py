@@ -20,7 +20,6 @@ from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Engine, EngineBrokenError
 from cgexec.execution import Execution
 from cgexec.interruption import acquire_whatever_interrupts, is_interruption
-from cgexec.isolation import as_exception
 from cgexec.outcomes import status_of_outputs
 from cgexec.status import JobStatus
 
@@ -33,8 +32,8 @@ OnBreak = Callable[[Engine, Exception], None]
 def condemn(engine: Engine, error: BaseException, what: str, on_break: OnBreak) -> None:
     """Give up a generation whose channels may have lost their place; an interruption is raised again."""
     engine.broken = engine.condemned = True
-    if not is_interruption(error):
-        on_break(engine, as_exception(error))
+    if isinstance(error, Exception) and not is_interruption(error):
+        on_break(engine, error)
         return
     on_break(engine, RayChannelError(f"{type(error).__name__} interrupted {what}"))
     raise error

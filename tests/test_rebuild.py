@@ -109,7 +109,6 @@ def test_a_host_that_dies_in_the_last_steps_of_a_compile_is_a_loss_like_any_othe
         monkeypatch.undo()
         os.kill(pid, signal.SIGKILL)
         assert eventually(lambda: not is_running(pid))
-        time.sleep(0.2)  # whoever watched would have noticed
 
     with GraphExecutor(actors, chain("work"), config=small) as graph:
         monkeypatch.setattr(compilation, "_unwatched", die_now)

@@ -12,14 +12,19 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TypeVar, cast
 
+from cgexec.errors import CgexecError
 from cgexec.exception_info import class_name, text_of
-from cgexec.isolation import ExitedError, apart
+from cgexec.isolation import apart
 
 T = TypeVar("T")
 
 
 class BoundExceededError(Exception):
     """A bounded call was still running at its bound; it goes on by itself."""
+
+
+class ExitedError(CgexecError):
+    """The caller's code raised what is no Exception: SystemExit, KeyboardInterrupt."""
 
 
 def start(call: Callable[[], T], name: str) -> Future[T]:

@@ -11,7 +11,6 @@ from cgexec.engine import bounded
 from cgexec.engine.graph_spec import BoundGraph, bind_graph
 from cgexec.engine.protocol import Member
 from cgexec.errors import GraphSpecError
-from cgexec.isolation import ExitedError
 from cgexec.settings import Settings
 
 
@@ -36,7 +35,7 @@ class GraphRecipe:
                 f"cgexec-bind-{self.graph_id[:8]}",
                 "the builder",
             )
-        except ExitedError as error:
+        except bounded.ExitedError as error:
             raise GraphSpecError(str(error)) from error
         except bounded.BoundExceededError as error:
             raise GraphSpecError(f"{error}; it should only bind nodes, or raise GraphConfig.build_timeout_s") from error

@@ -8,8 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from cgexec.engine.bounded import BoundExceededError, call_theirs, start, wait
-from cgexec.isolation import ExitedError
+from cgexec.engine.bounded import BoundExceededError, ExitedError, call_theirs, start, wait
 
 LONG_S = 30.0
 

@@ -70,8 +70,8 @@ def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
     return _Foreign(channel), 1
 
 
-class AdoptedTask(ExecutableTask):
-    """A task that stays Ray's own, among ours: opens its channels as the loop starts, not when it first uses them."""
+class _OurTask(ExecutableTask):
+    """A task of one of our graphs. ``in_a_loop``: Ray has prepared it, in an actor, for a loop that runs there."""
 
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey) -> None:
         super().__init__(task, args, kwargs)
@@ -82,26 +82,33 @@ class AdoptedTask(ExecutableTask):
         """Open every channel. Called by Ray as the actor's loop starts."""
         self.in_a_loop = True
         with ending_as_ray_says():
-            hub = find_hub(self.key)
-            hub.close_with(self.cancel)
-            for channel in self.output_channels:
-                if isinstance(channel, Edge):
-                    channel.kept_outlet(hub)
-            for channel in self.input_channels:
-                source = _source(channel)
-                if isinstance(source, Edge):
-                    source.open_reader(hub)
-            super().prepare(overlap_gpu_communication)
-            hub.task_started()
+            self._open(find_hub(self.key), overlap_gpu_communication)
+
+    def _open(self, hub: Hub, overlap: bool) -> None:
+        raise NotImplementedError
 
 
-class FramedTask(ExecutableTask):
+class AdoptedTask(_OurTask):
+    """A task that stays Ray's own, among ours: opens its channels as the loop starts, not when it first uses them."""
+
+    def _open(self, hub: Hub, overlap: bool) -> None:
+        hub.close_with(self.cancel)
+        for channel in self.output_channels:
+            if isinstance(channel, Edge):
+                channel.kept_outlet(hub)
+        for channel in self.input_channels:
+            source = _source(channel)
+            if isinstance(source, Edge):
+                source.open_reader(hub)
+        ExecutableTask.prepare(self, overlap)
+        hub.task_started()
+
+
+class FramedTask(_OurTask):
     """One method of one actor in the graph."""
 
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: OutputPort) -> None:
-        super().__init__(task, args, kwargs)
-        self.key = key
-        self.in_a_loop = False
+        super().__init__(task, args, kwargs, key)
         self._outgoing: list[Any] = self.output_channels
         self._step = Step(origin, task.dag_node.num_returns, self.output_idxs)
         self._outlets: list[Outlet] = []
@@ -112,13 +119,7 @@ class FramedTask(ExecutableTask):
         self._failed: Encoded | None = None
         self._result: Any = None
 
-    def prepare(self, overlap_gpu_communication: bool = False) -> None:  # noqa: ARG002 - Ray's signature
-        """Open every channel. Called by Ray as the actor's loop starts."""
-        self.in_a_loop = True
-        with ending_as_ray_says():
-            self._open(find_hub(self.key))
-
-    def _open(self, hub: Hub) -> None:
+    def _open(self, hub: Hub, overlap: bool) -> None:  # noqa: ARG002
         for channel in self._outgoing:
             if isinstance(channel, Edge):
                 self._outlets.append(channel.open_writer(hub))

@@ -194,7 +194,7 @@ def bench(
     spec.output_idxs = spec.output_idxs[: len(outputs)]
     task = FramedTask(spec, [InEdge(tap) for tap in taps], {}, KEY, OutputPort(ORIGIN.host_id, method))
     hub: Any = FakeHub()
-    task._open(hub)
+    task._open(hub, False)
     assert hub.num_started == 1
     assert task._taps == [(tap, 1) for tap in taps]
     assert task._outlets == [output for output in outputs if isinstance(output, Edge)]
@@ -468,7 +468,7 @@ def test_channels_that_are_not_ours_are_registered_as_the_loop_starts_and_closed
     assert channel.asked == ["writer"]
     assert made.task._outlets == []
     hub: Any = FakeHub()
-    made.task._open(hub)
+    made.task._open(hub, False)
     for close in hub.closers:
         close()
     assert channel.asked == ["writer", "writer", "close"]
@@ -517,7 +517,7 @@ def test_tasks_that_hold_tensors_on_an_accelerator_run_as_rays_own_do() -> None:
         adopted = compiled_task(node)
     assert type(adopted) is AdoptedTask
     assert AdoptedTask.exec_operation is ExecutableTask.exec_operation
-    assert {name for name, each in vars(AdoptedTask).items() if inspect.isfunction(each)} == {"__init__", "prepare"}
+    assert {name for name, each in vars(AdoptedTask).items() if inspect.isfunction(each)} == {"_open"}
 
 
 def test_each_thread_gets_the_tasks_of_its_own_graph_and_others_get_rays() -> None:

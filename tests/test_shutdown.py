@@ -1,6 +1,7 @@
 """Ray goes away under a graph that was not closed: at the end of the program, by Ctrl-C, or by ray.shutdown()."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,10 @@ MEANWHILE = {
 }
 ON_COMPILED = {"compiles": IN_A_REBUILD, "settles in": IN_A_REBUILD}
 ON_CALLS = {"hands out the plan": IN_A_REBUILD}
+# What Ray itself says if it is shut down just as a hook of the user's has asked it for an actor.
+OF_A_HOOKS_ACTOR = re.compile(
+    r"^.* core_worker\.cc:\d+: Failed to register actor\..*Actor creation cancelled.*\n", re.M
+)
 NOTHING_LEFT = {"stuck": False, "another Ray": False, "another Ray later": False, "threads": [], "raised": None}
 
 
@@ -91,7 +96,7 @@ def test_ray_is_shut_down_while_somebody(local_ray, way):
     """Nobody is kept waiting, nobody starts another Ray, and nobody asks one that is ending, which ends the process."""
     address = ray.get_runtime_context().gcs_address
     code, out, err, session = run(sys.executable, str(Path(__file__).with_name("shutdowns.py")), address, way)
-    assert (code, err) == (0, ""), out
+    assert (code, OF_A_HOOKS_ACTOR.sub("", err)) == (0, ""), out
     found = {outcome.pop("meanwhile"): outcome for outcome in map(json.loads, out.splitlines())}
     expected = MEANWHILE | (ON_CALLS if way == "calls" else ON_COMPILED)
     expected = {meanwhile: NOTHING_LEFT | outcome for meanwhile, outcome in expected.items()}

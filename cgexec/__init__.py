@@ -21,6 +21,7 @@ from cgexec.hosts import HostGroup
 from cgexec.lifecycle import GraphState
 from cgexec.refs import DONE, DoneSentinel, RefBox, current_actor_handle
 from cgexec.shapes import chain, fan_out, scatter
+from cgexec.stats import GraphStats
 from cgexec.status import (
     ExecutionInfo,
     HostFailure,
@@ -34,6 +35,7 @@ from cgexec.status import (
 from cgexec.stopwatch import StopwatchActor
 from cgexec.supervision import SnitchRecipient, log_failures_to, print_remote_raise
 from cgexec.topology import HostInfo, LostHost, MultisliceInfo, SliceInfo
+from cgexec.waiting import as_completed, wait
 
 __all__ = [
     "DONE",
@@ -48,6 +50,7 @@ __all__ = [
     "GraphFailedError",
     "GraphSpecError",
     "GraphState",
+    "GraphStats",
     "HostFailure",
     "HostGroup",
     "HostInfo",
@@ -67,6 +70,7 @@ __all__ = [
     "StopwatchActor",
     "TransferError",
     "UnpicklableExceptionError",
+    "as_completed",
     "chain",
     "current_actor_handle",
     "fan_out",
@@ -74,4 +78,5 @@ __all__ = [
     "log_failures_to",
     "print_remote_raise",
     "scatter",
+    "wait",
 ]

@@ -37,6 +37,8 @@ class GraphConfig:
         read_iteration_timeout_s: while several outputs are awaited, each is looked at for this long in turn.
         max_buffered_results: handed to Ray; cgexec keeps no results on Ray's side.
         overlap_gpu_communication: handed to Ray.
+        retry_preempted: how often an execution that was lost to a system error is sent again, on the next generation
+            and in the original order, before it settles as JobPreempted. Only for work that may run twice.
         fail_fast: whether the first application error settles an execution while other outputs are outstanding.
         transport: how values travel. "socket": over our own connections, Unix sockets on a node and TCP between nodes;
             "ray": in Ray's own channels, where sockets cannot be had.
@@ -58,6 +60,7 @@ class GraphConfig:
     read_iteration_timeout_s: float | None = None
     max_buffered_results: int | None = None
     overlap_gpu_communication: bool | None = None
+    retry_preempted: int = 0
     fail_fast: bool = True
     transport: Transport = "socket"
     pool_bytes: int = 1 << 29
@@ -70,6 +73,7 @@ class GraphConfig:
                 source.check(source.name, value, FROM_CONFIG)
         check_duration("build_timeout_s", self.build_timeout_s, FROM_CONFIG)
         check_flag("fail_fast", self.fail_fast, FROM_CONFIG)
+        check_limit("retry_preempted", self.retry_preempted, FROM_CONFIG)
         check_limit("pool_bytes", self.pool_bytes, FROM_CONFIG)
         for name, names in (("transport", get_args(Transport)), ("engine", get_args(EngineName))):
             value = getattr(self, name)

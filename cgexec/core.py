@@ -1,12 +1,4 @@
-"""The moving part of a graph: what is in flight, who reads, who writes, and what state it is in.
-
-::
-
-    submit ──encode──> send ──> in flight (oldest first) ──collect──> settled
-              │                    │                           │
-              └ unfit: JobFailed   └ generation broke: lost    └ by whoever waits: one reader at a time
-
-One lock guards everything; nothing that can block is called under it. Writers take turns; so do readers (``reading``).
+"""The moving part of a graph: its state and its generations, on top of its executions.
 
 When a generation breaks, the thread that notices only says so (``on_break``). The supervisor finds out why, calls
 ``break_off`` to settle what was in flight, and later ``open`` or ``fail``.
@@ -14,63 +6,20 @@ When a generation breaks, the thread that notices only says so (``on_break``). T
 
 from __future__ import annotations
 
-import itertools
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from ray.exceptions import RayChannelError, RayChannelTimeoutError
-
-from cgexec.classify import Verdict
 from cgexec.deadline import Deadline
-from cgexec.engine.protocol import Break, Engine, EngineBrokenError, Member, SendTimeoutError
+from cgexec.engine.protocol import Break, Engine, Member
 from cgexec.errors import GraphClosedError, GraphFailedError
-from cgexec.execution import Execution
-from cgexec.interruption import is_interruption
-from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry, Lifecycle
-from cgexec.outcomes import (
-    failed_status,
-    no_room,
-    not_ready,
-    pending_status,
-    ran_out,
-    status_of_break,
-    status_of_output,
-)
-from cgexec.reading import LONGEST_WAIT_S, Reader, condemn
-from cgexec.settings import FROM_CALL, Settings, check_wait
-from cgexec.status import JobError, JobFailed, JobStatus
-from cgexec.topology import HostInfo, LostHost
+from cgexec.executions import Executions
+from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry
+from cgexec.reading import LONGEST_WAIT_S
+from cgexec.topology import LostHost
 
 
-class GraphCore:
-    """The executions of one graph, over all its generations. Every method may be called from any thread."""
-
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        settings: Settings,
-        fail_fast: bool,
-        on_break: Callable[[Engine, Exception], None],
-        on_wait_ran_out: Callable[[Engine], None],
-    ) -> None:
-        self.name = name
-        self.kind = kind
-        self.settings = settings
-        self._on_break = on_break
-        self._on_wait_ran_out = on_wait_ran_out
-        self._changed = threading.Condition(threading.Lock())
-        self._reader = Reader(self._changed, fail_fast, self._settle_locked, on_break)
-        self._writing = threading.Lock()
-        self._lifecycle = Lifecycle()
-        self._numbers = itertools.count()
-        self._members: tuple[Member, ...] = ()
-        self._hosts: Mapping[int, HostInfo] = {}
-        self._lost_hosts: list[LostHost] = []
-        self._why: Break | None = None
-        self._failure: Exception | None = None
+class GraphCore(Executions):
+    """See the module. Every method may be called from any thread."""
 
     # -- what callers may look at --------------------------------------------------------------------------------
 
@@ -100,199 +49,6 @@ class GraphCore:
         with self._changed:
             return list(self._lost_hosts)
 
-    # -- sending ---------------------------------------------------------------------------------------------------
-
-    def submit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
-        """Send one execution, waiting for room up to the submit timeout; raises GraphClosedError only."""
-        execution = Execution(self, self.name, self.kind, next(self._numbers))
-        deadline = Deadline.after(self.settings.submit_timeout_s.value)
-        if self._writing.acquire(timeout=deadline.slice_s(threading.TIMEOUT_MAX)):
-            try:
-                while execution.final is None and execution.attempts == 0:
-                    engine = self._await_room(execution, deadline)
-                    if engine is not None:
-                        self._send(engine, execution, args, kwargs, deadline)
-            finally:
-                self._writing.release()
-        else:
-            self._settle(execution, Verdict.ERROR, self._no_room())
-        if isinstance(execution.final, JobError):
-            self._say_that_a_wait_ran_out()
-        return execution
-
-    def _no_room(self) -> Exception:
-        return no_room(self.name, len(self._reader.in_flight), self.settings.submit_timeout_s.value)
-
-    def _not_ready(self) -> Exception:
-        return not_ready(self.name, self._lifecycle.state.value, self.settings.submit_timeout_s.value)
-
-    def _await_room(self, execution: Execution, deadline: Deadline) -> Engine | None:
-        """Return an engine with a free slot; or settle ``execution``, if there is none in time, and return None."""
-        with self._changed:
-            while True:
-                state = self._lifecycle.state
-                if state is GraphState.CLOSED:
-                    raise GraphClosedError(f"graph {self.name!r} is closed")
-                if state is GraphState.FAILED:
-                    error: Exception = self._failure or GraphFailedError(f"graph {self.name!r} has failed")
-                    self._refuse_locked(execution, error)
-                    return None
-                engine = self._usable_engine()
-                late = deadline.remaining_s() == 0
-                if engine is not None and (self._has_room() or (late and self._reader.look(self._has_room))):
-                    execution.generation, execution.hosts = self._lifecycle.generation, self._hosts
-                    return engine
-                if late:
-                    self._refuse_locked(execution, self._no_room() if engine else self._not_ready())
-                    return None
-                self._reader.read_or_wait(deadline)
-
-    def _usable_engine(self) -> Engine | None:
-        engine = self._reader.engine if self._lifecycle.state is GraphState.READY else None
-        return None if engine is None or engine.broken else engine
-
-    def _has_room(self) -> bool:
-        engine = self._usable_engine()
-        return engine is not None and len(self._reader.in_flight) < engine.capacity
-
-    def _refuse_locked(self, execution: Execution, error: Exception) -> None:
-        """Settle an execution of which nothing was sent."""
-        self._settle_locked(execution, failed_status(execution.draft_info(), Verdict.ERROR, error))
-
-    def _send(
-        self,
-        engine: Engine,
-        execution: Execution,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        deadline: Deadline,
-    ) -> None:
-        """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
-        try:
-            encoded = engine.encode(args, kwargs)
-        except Exception as error:
-            if is_interruption(error):
-                raise
-            # The input is the caller's: anything can happen in its __reduce__.
-            self._settle(execution, Verdict.FAILED, error)
-            return
-        try:
-            engine.send(encoded, -1 if deadline.wait_s() is None else deadline.remaining_s())
-            self._sent(engine, execution)
-        except SendTimeoutError as error:
-            self._settle(execution, Verdict.ERROR, RayChannelTimeoutError(f"{error}; nothing was sent"))
-            return
-        except EngineBrokenError as error:
-            self._on_break(engine, error.reason)
-            if error.sent:
-                self._sent(engine, execution)
-        except BaseException as error:  # noqa: BLE001 - condemn() raises an interruption again
-            # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted.
-            self._sent(engine, execution)
-            condemn(engine, error, "a write", self._on_break)
-
-    def _sent(self, engine: Engine, execution: Execution) -> None:
-        """Put ``execution`` in flight: it was sent, or may have been."""
-        with self._changed:
-            if execution.attempts > 0:
-                return
-            execution.attempts = 1
-            execution.spec = engine.spec
-            execution.received = [None] * len(engine.spec.outputs)
-            if engine is self._reader.engine:
-                self._reader.in_flight.append(execution)
-            else:  # the generation was broken off while this was being sent
-                self._lose_locked(execution)
-
-    # -- waiting ---------------------------------------------------------------------------------------------------
-
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        if timeout_s is None:
-            return Deadline.after(self.settings.get_timeout_s.value)
-        return Deadline.after(check_wait("timeout_s", timeout_s, FROM_CALL))
-
-    def wait_status(self, execution: Execution, timeout_s: float | None) -> JobStatus:
-        """See ``Execution.status``."""
-        return self.wait_until(execution, self._deadline(timeout_s))
-
-    def wait_until(self, execution: Execution, deadline: Deadline) -> JobStatus:
-        """Return the outcome of ``execution``, or a pending JobError at the deadline."""
-        started = time.monotonic()
-        with self._changed:
-            self._reader.until(lambda: execution.final is not None, deadline)
-            status = execution.final
-            if status is not None:
-                return status
-            status = self._ran_out_locked(execution, time.monotonic() - started)
-        self._say_that_a_wait_ran_out()
-        return status
-
-    def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
-        """See ``Execution.outputs``."""
-        deadline, started = self._deadline(timeout_s), time.monotonic()
-        with self._changed:
-            arrived = self._reader.until(lambda: execution.complete, deadline)
-            missing = (execution.loss or execution.final) if arrived else None
-            if missing is None:
-                missing = self._ran_out_locked(execution, time.monotonic() - started)
-            statuses = [missing]
-            if execution.spec is not None:
-                info = execution.draft_info()
-                statuses = [
-                    status_of_output(info, execution.spec, place, output, missing, execution.hosts)
-                    for place, output in enumerate(execution.received)
-                ]
-        if not arrived:
-            self._say_that_a_wait_ran_out()
-        return statuses
-
-    def look(self, execution: Execution) -> bool:
-        """See ``Execution.done``."""
-        with self._changed:
-            return self._reader.look(lambda: execution.final is not None)
-
-    def wait_open(self, deadline: Deadline) -> None:
-        """Return when the graph is neither broken nor being rebuilt, or at the deadline."""
-        down = (GraphState.BROKEN, GraphState.REBUILDING)
-        with self._changed:
-            self._changed.wait_for(lambda: self._lifecycle.state not in down, deadline.wait_s())
-
-    def _say_that_a_wait_ran_out(self) -> None:
-        engine = self._reader.engine
-        if engine is not None:
-            self._on_wait_ran_out(engine)
-
-    def _ran_out_locked(self, execution: Execution, waited_s: float) -> JobStatus:
-        self._lifecycle.apply(GraphEvent.WAIT_RAN_OUT, time.monotonic(), f"execution {execution.number}")
-        ahead = next((place for place, other in enumerate(self._reader.in_flight) if other is execution), 0)
-        info = execution.draft_info()
-        return pending_status(info, ran_out(info, waited_s, ahead, execution.spec, execution.received))
-
-    # -- settling ----------------------------------------------------------------------------------------------------
-
-    def _settle(self, execution: Execution, verdict: Verdict, error: Exception) -> None:
-        with self._changed:
-            self._settle_locked(execution, failed_status(execution.draft_info(), verdict, error))
-
-    def _settle_locked(self, execution: Execution, status: JobStatus) -> None:
-        """Give ``execution`` its one outcome; a second one is ignored."""
-        if execution.final is not None:
-            return
-        execution.final = status
-        if execution.attempts == 0:
-            execution.complete = True
-        if isinstance(status, JobFailed):
-            detail = f"execution {execution.number}: {type(status.error).__name__}"
-            self._lifecycle.apply(GraphEvent.APPLICATION_ERROR, time.monotonic(), detail)
-        self._changed.notify_all()
-
-    def _lose_locked(self, execution: Execution) -> None:
-        """Settle an execution whose generation is gone; what had arrived of it stays."""
-        why = self._why or Break((), RayChannelError("the generation ended"))
-        execution.loss = status_of_break(execution.draft_info(), why, execution.hosts)
-        self._settle_locked(execution, execution.loss)
-        execution.complete = True
-
     # -- what the supervisor and close() do --------------------------------------------------------------------------
 
     def open(self, engine: Engine, members: Sequence[Member]) -> bool:
@@ -305,6 +61,7 @@ class GraphCore:
             self._reader.engine, self._failure = engine, None
             names = ", ".join(str(member.info.host_id) for member in members)
             self._lifecycle.apply(GraphEvent.BUILT, time.monotonic(), f"on host {names}")
+            self._notices.opened()
             self._changed.notify_all()
             return True
 
@@ -352,7 +109,7 @@ class GraphCore:
                 gone = {host.info.host_id for host in self._lost_hosts}
                 self._members = tuple(member for member in self._members if member.info.host_id not in gone)
                 self._lifecycle.apply(GraphEvent.GAVE_UP, time.monotonic(), _one_line(reason))
-            self._changed.notify_all()
+                self._end_locked(reason)
 
     def drain(self, deadline: Deadline, unless: Callable[[], bool] = lambda: False) -> None:
         """Settle what is in flight, as far as it arrives before the deadline, and before ``unless()``."""
@@ -365,7 +122,7 @@ class GraphCore:
             if self._lifecycle.state is GraphState.CLOSED:
                 return False
             self._lifecycle.apply(GraphEvent.CLOSE, time.monotonic())
-            self._changed.notify_all()
+            self._end_locked(GraphClosedError(f"graph {self.name!r} was closed before this was sent"))
             return True
 
     def abandon(self, error: Exception) -> Engine | None:
@@ -377,6 +134,25 @@ class GraphCore:
                 self._lose_locked(self._reader.in_flight.popleft())
             self._changed.notify_all()
             return engine
+
+    def _end_locked(self, error: Exception) -> None:
+        """Settle what was not sent, and will not be; threads that wait in line find out by themselves."""
+        for execution in self._sender.take_unattended():
+            self._refuse_locked(execution, error)
+        self._notices.opened()
+        self._changed.notify_all()
+
+    def stop_threads(self, timeout_s: float) -> None:
+        """End the threads that serve those who do not wait in one; waits for each up to ``timeout_s``."""
+        with self._changed:
+            self._pump.end()
+        self._pump.join(timeout_s)
+        self._callbacks.end(timeout_s)
+
+    def note_never_collected(self) -> None:
+        """Count an execution whose outcome nobody has asked for."""
+        with self._changed:
+            self._tally.never_collected += 1
 
     def note_lost(self, lost: Sequence[LostHost]) -> None:
         """Add to the hosts that were lost."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
+from cgexec.deadline import Deadline
 from cgexec.engine.protocol import GraphSpec, Output, OutputError
 from cgexec.status import ExecutionInfo, JobStatus, JobSucceeded
 from cgexec.topology import HostInfo
@@ -18,7 +20,17 @@ class Waiter(Protocol):
 
     def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]: ...
 
+    async def wait_status_async(self, execution: Execution, timeout_s: float | None) -> JobStatus: ...
+
     def look(self, execution: Execution) -> bool: ...
+
+    def tell(self, execution: Execution, signal: Callable[[], None]) -> bool: ...
+
+    def untell(self, execution: Execution, signal: Callable[[], None]) -> None: ...
+
+    def call_back(self, execution: Execution, callback: Callable[[Execution], object]) -> None: ...
+
+    def never_collected(self, status: JobStatus) -> None: ...
 
 
 class Execution:
@@ -32,26 +44,41 @@ class Execution:
         "_graph",
         "_kind",
         "_name",
+        "args",
         "attempts",
+        "collected",
         "complete",
         "error_seen_at",
         "final",
         "generation",
         "hosts",
+        "kwargs",
         "loss",
         "number",
         "received",
+        "sent",
+        "sent_at",
+        "signals",
         "spec",
+        "submit_by",
         "submitted_at",
+        "when_sent",
     )
 
-    def __init__(self, graph: Waiter, name: str, kind: str, number: int) -> None:
+    def __init__(
+        self, graph: Waiter, name: str, kind: str, number: int, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
         # What the graph keeps here, under its lock:
         self._graph = graph
         self._name = name
         self._kind = kind
         self.number = number
+        self.args = args  # until it has been sent
+        self.kwargs = kwargs
         self.submitted_at = time.monotonic()
+        self.submit_by: Deadline | None = None  # of one that is in line without a thread
+        self.sent = False
+        self.sent_at: float | None = None  # for the first time
         self.attempts = 0
         self.generation = 0
         self.spec: GraphSpec | None = None
@@ -61,6 +88,9 @@ class Execution:
         self.final: JobStatus | None = None
         self.loss: JobStatus | None = None  # what became of outputs that will not arrive
         self.complete = False  # no further output will arrive
+        self.collected = False  # somebody has been given the outcome
+        self.signals: tuple[Callable[[], None], ...] = ()  # called once it settles
+        self.when_sent: Callable[[], None] | None = None  # called once it is sent, or settles
 
     def status(self, timeout_s: float | None = None) -> JobStatus:
         """Return the outcome: JobSucceeded, JobFailed, JobPreempted or JobError.
@@ -92,6 +122,44 @@ class Execution:
         """
         return self._graph.wait_outputs(self, timeout_s)
 
+    def __await__(self) -> Generator[Any, None, JobStatus]:
+        """Do as ``status()``, for ``await execution``. Cancelling the await is no harm to the execution."""
+        return self._graph.wait_status_async(self, None).__await__()
+
+    async def status_async(self, timeout_s: float | None = None) -> JobStatus:
+        """Do as ``status``, without blocking the event loop. Cancelling the await is no harm to the execution."""
+        return await self._graph.wait_status_async(self, timeout_s)
+
+    def add_done_callback(self, callback: Callable[[Execution], object]) -> None:
+        """Call ``callback(execution)`` once the execution has settled; at once, on this thread, if it has.
+
+        Else it is called on a thread of the graph's, which calls those of all its executions in the order in which they
+        settle: a callback that takes long keeps the others waiting, and nobody else. What it raises is logged.
+        """
+        self._graph.call_back(self, callback)
+
+    def tell(self, signal: Callable[[], None]) -> bool:
+        """Have ``signal``, which must neither block nor raise, called once it settles; False if it has."""
+        return self._graph.tell(self, signal)
+
+    def untell(self, signal: Callable[[], None]) -> None:
+        """Have ``signal`` not called any more."""
+        self._graph.untell(self, signal)
+
+    def future(self) -> Future[JobStatus]:
+        """Return a Future that has the outcome once the execution has settled, whatever it is.
+
+        For what takes such futures, as ``asyncio.wrap_future`` does. Cancelling it is no harm to the execution.
+        """
+        found: Future[JobStatus] = Future()
+
+        def settle(execution: Execution) -> None:
+            if found.set_running_or_notify_cancel():
+                found.set_result(execution.status(0))
+
+        self.add_done_callback(settle)
+        return found
+
     def done(self) -> bool:
         """Return whether the execution has settled. Looks once for what has arrived, and does not wait."""
         return self._graph.look(self)
@@ -115,6 +183,10 @@ class Execution:
             elapsed_s=time.monotonic() - self.submitted_at,
         )
 
+    def is_in_line(self) -> bool:
+        """Return whether it is yet to be sent."""
+        return not self.sent and self.final is None
+
     def has_all(self) -> bool:
         """Return whether every output has arrived."""
         return None not in self.received
@@ -122,6 +194,12 @@ class Execution:
     def has_error(self) -> bool:
         """Return whether any output that has arrived is an error."""
         return any(isinstance(output, OutputError) for output in self.received)
+
+    def __del__(self) -> None:
+        """Say so if nobody has asked what became of it and it did not succeed."""
+        final = getattr(self, "final", None)
+        if final is not None and not self.collected and not isinstance(final, JobSucceeded):
+            self._graph.never_collected(final)
 
     def __repr__(self) -> str:
         info = self.info

@@ -10,17 +10,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from cgexec import asynchronous
 from cgexec.config import GraphConfig, RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
@@ -33,6 +35,7 @@ from cgexec.execution import Execution
 from cgexec.hosts import HostGroup
 from cgexec.lifecycle import GraphState, HistoryEntry
 from cgexec.settings import FROM_CALL, Settings, check_duration, check_wait
+from cgexec.stats import GraphStats
 from cgexec.status import JobError, JobPreempted, JobStatus
 from cgexec.supervisor import Supervisor
 from cgexec.topology import HostInfo, LostHost
@@ -100,7 +103,12 @@ class GraphExecutor:
         self._backend = backend_for(config.engine, recipe, group.actors)
         self._supervisor = Supervisor(name, self._backend, policy, self._settings.teardown_timeout_s.value)
         self._core = GraphCore(
-            name, kind, self._settings, config.fail_fast, self._supervisor.broke, self._supervisor.wait_ran_out
+            name,
+            kind,
+            self._settings,
+            self._supervisor,
+            fail_fast=config.fail_fast,
+            retry_preempted=config.retry_preempted,
         )
         self._if_forgotten = weakref.finalize(self, self._supervisor.forgotten)
         self._if_forgotten.atexit = False  # Ray's own exit ends the graph
@@ -127,9 +135,7 @@ class GraphExecutor:
             GraphClosedError: the graph is closed.
             ValueError: ``timeout_s`` is not usable.
         """
-        wait_s = (
-            self._settings.get_timeout_s.value if timeout_s is None else check_wait("timeout_s", timeout_s, FROM_CALL)
-        )
+        wait_s = self._core.wait_s(timeout_s)
         execution = self.submit(*args, **kwargs)
         deadline = Deadline.after(wait_s)
         status = self._core.wait_until(execution, deadline)
@@ -148,6 +154,17 @@ class GraphExecutor:
             GraphClosedError: the graph is closed.
         """
         return self._core.submit(args, kwargs)
+
+    def try_submit(self, /, *args: Any, **kwargs: Any) -> Execution | None:
+        """Send one execution if that needs no waiting, and return its handle; None if the graph is full, or not ready.
+
+        Executions that wait for a slot come first. An input that cannot be sent, and a graph that has failed, answer
+        with an Execution that has settled, as ``submit`` does.
+
+        Raises:
+            GraphClosedError: the graph is closed.
+        """
+        return self._core.try_submit(args, kwargs)
 
     def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[JobStatus]:
         """Return the statuses of ``inputs`` in their order, ``max_inflight`` executions deep.
@@ -171,6 +188,37 @@ class GraphExecutor:
         while waiting:
             yield waiting.popleft().status(timeout_s)
 
+    # -- running, from a coroutine ------------------------------------------------------------------------------------
+
+    async def execute_async(self, /, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> JobStatus:
+        """Do as ``execute``, without blocking the event loop: the input is serialised, sent and answered for elsewhere.
+
+        Cancelled, it does no harm to any other execution: its own is not sent if it is still in line, and else goes on
+        and keeps its slot until it settles.
+
+        Raises:
+            GraphClosedError: the graph is closed.
+            ValueError: ``timeout_s`` is not usable.
+        """
+        return await asynchronous.executed(self._core, args, kwargs, self._core.wait_s(timeout_s))
+
+    async def submit_async(self, /, *args: Any, **kwargs: Any) -> Execution:
+        """Do as ``submit``, without blocking the event loop. Cancelled, the execution is not sent if it is in line."""
+        return await asynchronous.submitted(self._core, args, kwargs)
+
+    def map_async(
+        self, inputs: Iterable[Any] | AsyncIterable[Any], *, timeout_s: float | None = None
+    ) -> AsyncIterator[JobStatus]:
+        """Do as ``map``, for ``async for``; ``inputs`` may be an asynchronous iterable."""
+        return self.starmap_async(asynchronous.each_alone(inputs), timeout_s=timeout_s)
+
+    def starmap_async(
+        self, inputs: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]], *, timeout_s: float | None = None
+    ) -> AsyncIterator[JobStatus]:
+        """Do as ``map_async``, each input being unpacked into positional arguments."""
+        wait_s = self._core.wait_s(timeout_s)
+        return asynchronous.pipelined(self._core, inputs, wait_s, self._settings.max_inflight.value)
+
     # -- looking -------------------------------------------------------------------------------------------------------
 
     @property
@@ -192,6 +240,10 @@ class GraphExecutor:
     def history(self) -> list[HistoryEntry]:
         """What happened to the graph, newest last."""
         return self._core.history
+
+    def stats(self) -> GraphStats:
+        """Return what the graph has done so far: counts, and latencies."""
+        return self._core.stats()
 
     @property
     def actors(self) -> list[Any]:
@@ -285,6 +337,7 @@ class GraphExecutor:
             self._supervisor.stop(max(_STOP_MARGIN_S, deadline.slice_s(threading.TIMEOUT_MAX)))
             if self._engine_left is not None:
                 self._supervisor.tear_down(self._core, self._engine_left, deadline)
+            self._core.stop_threads(_STOP_MARGIN_S)
 
     def __enter__(self) -> GraphExecutor:
         return self
@@ -295,6 +348,15 @@ class GraphExecutor:
         """Close; without patience if Ctrl-C or the like ends the block."""
         hurried = error is not None and not isinstance(error, Exception)
         self.close(_CTRL_C_CLOSE_S if hurried else None)
+
+    async def __aenter__(self) -> GraphExecutor:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Close, on another thread."""
+        await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
         return (

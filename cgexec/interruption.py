@@ -9,6 +9,7 @@ import functools
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -59,3 +60,13 @@ def acquire_whatever_interrupts(lock: Any) -> None:
             interruption = error
     if interruption is not None:
         raise interruption
+
+
+@contextmanager
+def unlocked(lock: Any) -> Iterator[None]:
+    """Let go of ``lock`` for as long as the block lasts; whatever ends the block, it is held again afterwards."""
+    lock.release()
+    try:
+        yield
+    finally:
+        acquire_whatever_interrupts(lock)

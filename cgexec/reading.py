@@ -11,15 +11,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from ray.exceptions import RayChannelError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Engine, EngineBrokenError
 from cgexec.execution import Execution
-from cgexec.interruption import acquire_whatever_interrupts, is_interruption
+from cgexec.interruption import is_interruption, unlocked
 from cgexec.outcomes import status_of_outputs
 from cgexec.status import JobStatus
 
@@ -104,7 +103,7 @@ class Reader:
             timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
         self.reading = True
         try:
-            with self._unlocked():
+            with unlocked(self._changed):
                 engine.collect(head.received, timeout_s)
         except EngineBrokenError as error:
             self._on_break(engine, error.reason)
@@ -115,14 +114,6 @@ class Reader:
             self.reading = False
             self._advance(head)
             self._changed.notify_all()
-
-    @contextmanager
-    def _unlocked(self) -> Iterator[None]:
-        self._changed.release()
-        try:
-            yield
-        finally:
-            acquire_whatever_interrupts(self._changed)
 
     def _advance(self, head: Execution) -> None:
         """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""

@@ -34,12 +34,14 @@ from cgexec.isolation import without_our_frames
 from cgexec.lifecycle import GraphEvent, GraphState
 from cgexec.membership import Membership
 from cgexec.recovery import GiveUp, backoff_delay_s, plan_rebuild
+from cgexec.status import ExecutionInfo, JobStatus
 from cgexec.topology import LostHost, as_lost
 from cgexec.watch import Watch
 
 _logger = logging.getLogger(__name__)
 
 _MOST_FRUITLESS_BUILDS = 5  # in a row, that failed though every host answers
+_STOP_THREADS_S = 1.0
 _CULPRIT_TIMEOUT_S = 1.0  # a dead actor's loop is reported within 90 ms of its channels closing
 
 
@@ -60,12 +62,20 @@ class _Requested:
     done: Future[None]
 
 
+@dataclass(frozen=True)
+class _NeverCollected:
+    status: JobStatus
+
+
 class _Forgotten:
     pass
 
 
 class _Stop:
     pass
+
+
+_Event = _Broke | _GivenUp | _Requested | _NeverCollected | _Forgotten | _Stop
 
 
 class Supervisor:
@@ -77,7 +87,9 @@ class Supervisor:
         self._policy = policy
         self._membership = Membership(name, backend, policy)
         self._watch = Watch(name, policy, lambda engine, why: self._events.put(_GivenUp(engine, why)))
-        self._events: queue.SimpleQueue[_Broke | _GivenUp | _Requested | _Forgotten | _Stop] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Broke | _GivenUp | _Requested | _NeverCollected | _Forgotten | _Stop] = (
+            queue.SimpleQueue()
+        )
         self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{name}", daemon=True)
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -113,8 +125,13 @@ class Supervisor:
         done: Future[None] = Future()
         self._events.put(_Requested(done))
         if self._ended.is_set():  # else the thread will see it
-            self._refuse_requests()
+            self._answer_what_is_left()
         return done
+
+    def never_collected(self, status: JobStatus) -> None:
+        """Report an execution whose outcome nobody has asked for. For a finaliser, as ``forgotten``."""
+        if not self._stopping.is_set():
+            self._events.put(_NeverCollected(status))
 
     def forgotten(self) -> None:
         """Close the graph, to which nobody refers any more. For a finaliser: it takes no lock, and does not wait."""
@@ -143,7 +160,7 @@ class Supervisor:
         while not self._stopping.is_set():
             self._handle_next(core)
         self._ended.set()
-        self._refuse_requests()
+        self._answer_what_is_left()
 
     def _handle_next(self, core: GraphCore) -> None:
         """Wait for an event and handle it; its locals keep engines, hence they do not outlive it."""
@@ -156,6 +173,8 @@ class Supervisor:
                     self._break_off(core, engine, why, given_up=dict(why.errors))
                 case _Requested(done):
                     self._handle_request(core, done)
+                case _NeverCollected(status):
+                    self._report(core, status)
                 case _Forgotten():
                     self._close(core)
         except BaseException as error:
@@ -166,15 +185,18 @@ class Supervisor:
                 left.tear_down(self._teardown_timeout_s)
             self._fail(core, reason, ())
 
-    def _refuse_requests(self) -> None:
-        """Answer the requests that nobody will serve any more. Any thread may do it, also several at once."""
+    def _answer_what_is_left(self) -> None:
+        """Answer what nobody will serve any more. Any thread may do it, also several at once."""
         while True:
             try:
                 event = self._events.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(event, _Requested):
-                event.done.set_exception(GraphClosedError(f"graph {self._name!r} is closed"))
+            match event:
+                case _Requested(done):
+                    done.set_exception(GraphClosedError(f"graph {self._name!r} is closed"))
+                case _NeverCollected(status) if self._core is not None:
+                    self._report(self._core, status)
 
     def _handle_break(self, core: GraphCore, engine: Engine, seen: Exception) -> None:
         if engine.session_over:
@@ -219,6 +241,15 @@ class Supervisor:
         left = core.abandon(error)
         if left is not None:
             self.tear_down(core, left, deadline)
+        core.stop_threads(_STOP_THREADS_S)
+
+    def _report(self, core: GraphCore, status: JobStatus) -> None:
+        """Say of an execution that it did not succeed, as nobody else will."""
+        core.note_never_collected()
+        number = status.info.execution if isinstance(status.info, ExecutionInfo) else "?"
+        error = getattr(status, "error", None)
+        what = f"{type(error).__name__}: {error}"
+        _logger.warning("graph %r: nobody asked what became of execution %s: %s", core.name, number, what)
 
     def tear_down(self, core: GraphCore, engine: Engine, deadline: Deadline) -> None:
         """Tear down the last generation of a closed graph; names the hosts that did not leave. Any thread."""

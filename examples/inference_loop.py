@@ -35,14 +35,14 @@ LANES = 2
 
 @ray.remote(num_cpus=0)
 class Stage:
-    """One layer of the network: a matrix, a bias, and what follows."""
+    """One layer of the network: a matrix, a bias, and what follows. Takes one image, or one in each row."""
 
     def __init__(self, weights, bias, last):
         self.weights, self.bias, self.last = weights, bias, last
 
     def forward(self, activations):
         outputs = activations @ self.weights + self.bias
-        return int(outputs.argmax()) if self.last else np.maximum(outputs, 0.0)
+        return outputs.argmax(axis=-1) if self.last else np.maximum(outputs, 0.0)
 
 
 def build(inp, actors, infos):

@@ -12,7 +12,15 @@ from typing import Any, ClassVar
 
 from conftest import eventually
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 from matrix import without_orders
 
 from cgexec import (
@@ -51,8 +59,9 @@ class Calls(RuleBasedStateMachine):
         fail_fast=st.booleans(),
         max_inflight=st.integers(1, 4),
         patient=st.integers(0, 1),
+        retries=st.integers(0, 1),
     )
-    def build(self, shape: str, fail_fast: bool, max_inflight: int, patient: int) -> None:
+    def build(self, shape: str, fail_fast: bool, max_inflight: int, patient: int, retries: int) -> None:
         self.shape: Shape = replace(SHAPES[shape], num_hosts=NUM_HOSTS)
         self.actors, self.pids = self.start()
         self.alive = set(range(NUM_HOSTS))
@@ -62,12 +71,16 @@ class Calls(RuleBasedStateMachine):
         self.settled: dict[int, JobStatus] = {}
         self.given: dict[int, tuple[Execution, Message]] = {}
         self.number = 0
+        self.retries = retries
+        self.to_be_told: list[Execution] = []
+        self.told: list[Execution] = []
         config = replace(
             self.config,
             fail_fast=fail_fast,
             max_inflight=max_inflight,
             submit_timeout_s=0,
             get_timeout_s=0,
+            retry_preempted=retries,
         )
         policy = RebuildPolicy(backoff_s=0, probe_timeout_s=self.gives_up_after_s[patient])
         self.graph = GraphExecutor(self.actors, self.shape.build, config=config, policy=policy)
@@ -91,29 +104,40 @@ class Calls(RuleBasedStateMachine):
 
     @rule(target=executions, data=st.data(), label=st.integers(0, NUM_HOSTS - 1))
     def submit(self, data: st.DataObject, label: int) -> int:
+        submit = self.graph.submit if data.draw(st.booleans()) else self.graph.try_submit
+        is_told = data.draw(st.integers(0, 3)) == 0
         order = data.draw(st.sampled_from([None, None, None, *self.orders]))
         self.number += 1
         message = Message(self.number, {} if order is None else {label: [order.name]})
-        execution = self.graph.submit(*self.shape.arguments(message, len(self.graph.actors)))
+        execution = submit(*self.shape.arguments(message, len(self.graph.actors)))
+        if execution is None:  # the graph was full
+            return self.number
+        if is_told:
+            self.to_be_told.append(execution)
+            execution.add_done_callback(self.told.append)
         self.given[self.number] = execution, message
         if order is not None and order.rebuilds:
-            self.system_errors += 1
+            self.system_errors += 1 + self.retries
         if order is not None and order.loses_host:
             self.may_die.add(label)
         return self.number
 
     @rule(number=executions)
     def look(self, number: int) -> None:
-        execution, message = self.given[number]
-        self.note(number, message, execution.status(0))
+        for execution, message in self.handles(number):
+            self.note(number, message, execution.status(0))
 
     @rule(number=executions)
     def look_at_each_output(self, number: int) -> None:
-        execution, message = self.given[number]
-        for status in execution.outputs(0):
-            assert status.info.execution == execution.info.execution
-            if isinstance(status, JobSucceeded) and isinstance(status.result, Message):
-                assert status.result.number == message.number
+        for execution, message in self.handles(number):
+            for status in execution.outputs(0):
+                assert status.info.execution == execution.info.execution
+                if isinstance(status, JobSucceeded) and isinstance(status.result, Message):
+                    assert status.result.number == message.number
+
+    def handles(self, *numbers: int) -> list[tuple[Execution, Message]]:
+        """Return the handles of executions, and what they were given; none for one that was not submitted."""
+        return [self.given[number] for number in numbers if number in self.given]
 
     def note(self, number: int, message: Message, status: JobStatus) -> None:
         if status.info.state == "pending":
@@ -165,11 +189,10 @@ class Calls(RuleBasedStateMachine):
     @precondition(lambda self: not self.stopped)
     @rule(numbers=st.lists(consumes(executions), max_size=3))
     def settle(self, numbers: list[int]) -> None:
-        for number in numbers:
-            execution, message = self.given[number]
+        for execution, message in self.handles(*numbers):
             status = execution.status(30)
             assert status.info.state != "pending", f"it never settled: {status}"
-            self.note(number, message, status)
+            self.note(message.number, message, status)
 
     @invariant()
     def no_more_generations_than_system_errors(self) -> None:
@@ -192,6 +215,10 @@ class Calls(RuleBasedStateMachine):
             status = execution.status(30)
             assert status.info.state != "pending", f"it never settled: {status}"
             self.note(number, message, status)
+        assert eventually(lambda: len(self.told) >= len(self.to_be_told))
+        assert sorted(map(id, self.told)) == sorted(map(id, self.to_be_told)), "not each was told of once"
+        for execution, _ in self.given.values():
+            assert execution.info.attempts <= 1 + self.retries
         if self.graph.state is GraphState.READY:
             message = Message(0)
             status = self.graph.execute(*self.shape.arguments(message, len(self.graph.actors)), timeout_s=30)

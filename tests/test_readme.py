@@ -14,10 +14,10 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", README.read_te
 
 
 def test_every_example_shows_what_it_prints():
-    assert len(EXAMPLES) == README.read_text().count("```python") == 2
+    assert len(EXAMPLES) == README.read_text().count("```python") == 3
 
 
-@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["ray", "in process"])
+@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["ray", "many callers", "in process"])
 def test_the_example_prints_what_the_readme_shows(tmp_path, code, shown):
     script = tmp_path / "example.py"
     script.write_text(code)

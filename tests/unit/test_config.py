@@ -14,6 +14,7 @@ BAD_DURATIONS = [0, -1, -0.5, 1.1e9, math.nan, math.inf, True, "1", None]
 
 REFUSED: list[tuple[type, str, list[Any]]] = [
     (GraphConfig, "build_timeout_s", BAD_DURATIONS),
+    (GraphConfig, "retry_preempted", [-1, 0.5, "1", math.inf, True, None]),
     (GraphConfig, "fail_fast", [0, 1, None, "yes"]),
     (GraphConfig, "transport", ["", "carrier pigeon", None, 1, "RAY"]),
     (GraphConfig, "engine", ["ray", "", None, 3]),
@@ -38,6 +39,7 @@ TAKEN: list[tuple[type, str, list[Any]]] = [
     (GraphConfig, "max_buffered_results", [None, 1]),
     (GraphConfig, "buffer_size_bytes", [None, 1000, 10**9]),
     (GraphConfig, "overlap_gpu_communication", [None, True, False]),
+    (GraphConfig, "retry_preempted", [0, 1, 1 << 40]),
     (GraphConfig, "fail_fast", [True, False]),
     (GraphConfig, "transport", ["socket", "ray"]),
     (GraphConfig, "engine", ["compiled", "actor_calls", "in_process"]),

@@ -4,98 +4,27 @@ from __future__ import annotations
 
 import functools
 import signal
-import threading
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayChannelError, RayChannelTimeoutError, RayTaskError
+from cores import CLOSED, Graph, Script, value
+from ray.exceptions import ActorDiedError, RayChannelTimeoutError, RayTaskError
 
 from cgexec import (
     GraphClosedError,
-    GraphConfig,
-    HostInfo,
     JobError,
     JobFailed,
     JobPreempted,
     JobSucceeded,
 )
-from cgexec.core import GraphCore
 from cgexec.engine.protocol import (
     Break,
     EngineBrokenError,
-    GraphSpec,
-    InputSpec,
-    Member,
-    Output,
     OutputError,
-    OutputPort,
     OutputValue,
     SendTimeoutError,
 )
-from cgexec.engine.ray_context import effective_settings
 from cgexec.interruption import acquire_whatever_interrupts
-from cgexec.lifecycle import GraphEvent
-
-HOSTS = [HostInfo(host_id, "slice-0", None, healthy=True, failed=False) for host_id in range(2)]
-MEMBERS = [Member(info, f"actor {info.host_id}") for info in HOSTS]
-CLOSED = RayChannelError("Channel closed.")
-
-
-class Script:
-    """Stands where an engine would: sending and collecting do what the script says, one entry for each call."""
-
-    spec = GraphSpec(InputSpec(1, frozenset()), (OutputPort(0, "step"), OutputPort(1, "step")), returns_list=True)
-    capacity = 2
-
-    def __init__(self, *, send: Sequence[object] = (), collect: Sequence[object] = ()) -> None:
-        self.broken = False
-        self.condemned = False
-        self.sending, self.collecting = list(send), list(collect)
-        self.sent: list[Any] = []
-
-    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return args[0]
-
-    def send(self, encoded: Any, timeout_s: float) -> None:
-        step = self.sending.pop(0) if self.sending else None
-        if isinstance(step, BaseException):
-            raise step
-        self.sent.append(encoded)
-
-    def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
-        step = self.collecting.pop(0) if self.collecting else {}
-        if isinstance(step, BaseException):
-            raise step
-        for place, output in step.items():  # type: ignore[attr-defined]
-            outputs[place] = output
-
-
-class Graph:
-    """A core whose breaks are noted and handled at once, as the supervisor would."""
-
-    def __init__(self, engine: Any, why: Break | None = None, **config: Any) -> None:
-        self.breaks: list[Exception] = []
-        self.why = why or Break((), CLOSED)
-        self.ran_out: list[Any] = []
-        self.next: Any = None
-        settings = effective_settings(GraphConfig(get_timeout_s=5, submit_timeout_s=5, **config))
-        self.core = GraphCore("echo", "test", settings, True, self.on_break, self.ran_out.append)
-        self.core.open(engine, MEMBERS)
-
-    def on_break(self, engine: Any, seen: Exception) -> None:
-        engine.broken = True
-        self.breaks.append(seen)
-        threading.Thread(target=self.recover, args=(engine,)).start()
-
-    def recover(self, engine: Any) -> None:
-        if self.core.break_off(engine, self.why) and self.next is not None:
-            self.core.happened(GraphEvent.REBUILD, "")
-            self.core.open(self.next, MEMBERS)
-
-
-def value(number: int) -> dict[int, Output]:
-    return {0: OutputValue(number), 1: OutputValue(number)}
 
 
 def test_what_was_read_stays_with_its_execution_over_waits_that_ran_out() -> None:

@@ -7,13 +7,23 @@ from typing import Any
 
 import pytest
 
-from cgexec import GraphConfig, GraphFailedError, GraphState, HostInfo, JobFailed
+from cgexec import GraphConfig, GraphFailedError, GraphState, HostInfo, JobFailed, JobStatus
 from cgexec.core import GraphCore
 from cgexec.engine.protocol import Break, GraphSpec, InputSpec, Member, OutputPort
 from cgexec.engine.ray_context import effective_settings
 from cgexec.lifecycle import GraphEvent
 
 MEMBER = Member(HostInfo(0, "slice-0", None, healthy=True, failed=False), "an actor")
+
+
+class Nobody:
+    """Is told what befalls the executions, and does nothing."""
+
+    def broke(self, engine: Any, seen: Exception) -> None: ...
+
+    def wait_ran_out(self, engine: Any) -> None: ...
+
+    def never_collected(self, status: JobStatus) -> None: ...
 
 
 class UnfitInput:
@@ -34,7 +44,9 @@ class UnfitInput:
 
 @pytest.mark.parametrize("state", [state for state in GraphState if state is not GraphState.NEW])
 def test_an_input_that_cannot_be_sent_is_a_failed_job_whatever_became_of_the_graph(state: GraphState) -> None:
-    core = GraphCore("echo", "inference", effective_settings(GraphConfig()), True, lambda *_: None, lambda _: None)
+    core = GraphCore(
+        "echo", "inference", effective_settings(GraphConfig()), Nobody(), fail_fast=True, retry_preempted=0
+    )
 
     def meanwhile() -> None:
         if state in (GraphState.BROKEN, GraphState.REBUILDING, GraphState.FAILED):

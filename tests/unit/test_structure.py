@@ -23,8 +23,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"classify", "exception_info"}),
     frozenset({"hosts", "shapes", "supervision", "stopwatch"}),
     frozenset({"engine"}),
-    frozenset({"lifecycle", "recovery", "outcomes"}),
-    frozenset({"execution", "reading", "core", "watch", "membership", "supervisor", "executor", "testing"}),
+    frozenset({"lifecycle", "recovery", "outcomes", "stats"}),
+    frozenset({"execution", "reading", "sending", "notices", "pump", "asynchronous", "executions", "waiting"})
+    | {"core", "watch", "membership", "supervisor", "executor", "testing"},
     frozenset({"cli", "demo", "chaos", "__main__"}),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,150 @@
+"""For how long is the event loop kept from its other work, by callers of a graph and by a rebuild?
+
+    python -m benchmarks.event_loop [--json FILE]
+
+A heartbeat sleeps for a millisecond again and again; the longest time between two beats is what counts. Contestants
+take turns: nothing at all, a raw Compiled Graph with ``execute_async``, and cgexec, which loses a host in the end.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import time
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray.dag import InputNode
+
+from cgexec import GraphExecutor, GraphState, chain, fan_out
+
+ROUNDS, SECONDS, CALLERS, BEAT_S = 5, 2.0, 8, 0.001
+
+
+@ray.remote(num_cpus=0)
+class Echo:
+    def echo(self, message):
+        return message
+
+
+async def heartbeat(gaps):
+    """Note the seconds from each beat to the next, until it is cancelled."""
+    last = time.perf_counter()
+    while True:
+        await asyncio.sleep(BEAT_S)
+        now = time.perf_counter()
+        gaps.append(now - last)
+        last = now
+
+
+async def beside(work):
+    """Return the gaps of a heartbeat, in milliseconds, while ``work()`` runs, and what that returns."""
+    gaps = []
+    beating = asyncio.ensure_future(heartbeat(gaps))
+    found = await work()
+    beating.cancel()
+    return [gap * 1e3 for gap in gaps], found
+
+
+async def callers(call):
+    """Call again and again from several coroutines; return how often that was done."""
+    until, done = time.monotonic() + SECONDS, 0
+
+    async def one():
+        nonlocal done
+        while time.monotonic() < until:
+            await call(b"x")
+            done += 1
+
+    await asyncio.gather(*(one() for _ in range(CALLERS)))
+    return done
+
+
+async def nothing(_actors):
+    """Call nothing."""
+    return await beside(lambda: asyncio.sleep(SECONDS, 0))
+
+
+async def raw(actors):
+    """Call a raw Compiled Graph."""
+    with InputNode() as inp:
+        compiled = actors[0].echo.bind(inp).experimental_compile(enable_asyncio=True)
+
+    async def call(message):
+        return await (await compiled.execute_async(message))
+
+    found = await beside(lambda: callers(call))
+    await asyncio.to_thread(compiled.teardown)
+    return found
+
+
+async def cgexec(actors):
+    """Call a graph of cgexec."""
+    graph = await asyncio.to_thread(GraphExecutor, actors[:1], chain("echo"))
+    async with graph:
+        return await beside(lambda: callers(graph.execute_async))
+
+
+async def cgexec_loses_a_host(actors):
+    """Call a graph of cgexec that loses a host."""
+    graph = await asyncio.to_thread(GraphExecutor, actors, fan_out("echo"))
+
+    async def lose_one():
+        calling = asyncio.ensure_future(callers(graph.execute_async))
+        await asyncio.sleep(SECONDS / 4)
+        ray.kill(graph.actors[0])
+        done = await calling
+        while graph.generation == 0 or graph.state is not GraphState.READY:
+            await asyncio.sleep(BEAT_S)
+        return done
+
+    async with graph:
+        return await beside(lose_one)
+
+
+CONTESTANTS = {"nothing": nothing, "raw": raw, "cgexec": cgexec, "cgexec, a host dies": cgexec_loses_a_host}
+
+
+async def measure():
+    """Return, for each contestant, the longest gap of each round, all gaps, and the calls."""
+    rows = {name: ([], [], []) for name in CONTESTANTS}
+    for _ in range(ROUNDS):
+        actors = [Echo.remote() for _ in range(4)]
+        await asyncio.to_thread(ray.get, [actor.echo.remote(0) for actor in actors])
+        for name, contestant in CONTESTANTS.items():
+            gaps, calls = await contestant(actors)
+            longest, every, done = rows[name]
+            longest.append(max(gaps))
+            every += gaps
+            done.append(calls)
+        for actor in actors:
+            ray.kill(actor)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
+    options = parser.parse_args()
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    results = {}
+    for name, (longest, every, done) in asyncio.run(measure()).items():
+        p99 = statistics.quantiles(every, n=100)[98]
+        results[name] = {"longest_ms": statistics.median(longest), "p99_ms": p99, "calls": statistics.median(done)}
+        row = results[name]
+        print(
+            f"{name:20s} longest gap {row['longest_ms']:7.1f} ms (median of {ROUNDS}), p99 {p99:6.2f} ms, "
+            f"{row['calls']:6.0f} calls"
+        )
+    ray.shutdown()
+    if options.json:
+        about = {"python": platform.python_version(), "ray": ray.__version__, "cores": os.cpu_count()}
+        with open(options.json, "w") as file:
+            json.dump({"about": about, "results": results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Waiting without a thread: what asyncio's callers do while the graph's own threads send and read.
+
+Nothing here blocks the event loop. The graph's lock is taken, but never while anything is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from cgexec.execution import Execution
+from cgexec.status import JobError, JobPreempted, JobStatus
+
+T = TypeVar("T")
+
+
+class Graph(Protocol):
+    """What is asked of a graph's core."""
+
+    def submit_later(self, args: Any, kwargs: Any, when_sent: Callable[[], None] | None = None) -> Execution: ...
+
+    def withdraw(self, execution: Execution) -> None: ...
+
+    def tell(self, execution: Execution, signal: Callable[[], None]) -> bool: ...
+
+    def untell(self, execution: Execution, signal: Callable[[], None]) -> None: ...
+
+    def tell_when_open(self, signal: Callable[[], None]) -> bool: ...
+
+    def status_now(self, execution: Execution, waited_s: float) -> JobStatus: ...
+
+    def wait_status(self, execution: Execution, timeout_s: float | None) -> JobStatus: ...
+
+
+class Bell:
+    """Wakes the coroutine that made it, from any thread, once."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rung = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        """Wake it. Neither blocks nor raises."""
+        with suppress(RuntimeError):  # its event loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        self._rung = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def heard(self, timeout_s: float) -> bool:
+        """Return whether it has rung, after ``timeout_s`` at the latest; -1 waits for ever."""
+        if not self._rung:
+            self._waiter = self._loop.create_future()
+            timer = None if timeout_s == -1 else self._loop.call_later(timeout_s, self._wake)
+            try:
+                await self._waiter
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return self._rung
+
+
+async def submitted(graph: Graph, args: Any, kwargs: Any) -> Execution:
+    """Return the handle of an execution once it has been sent, or has settled unsent. Cancelled, it may not be sent."""
+    bell = Bell()
+    execution = graph.submit_later(args, kwargs, bell.ring)
+    try:
+        await bell.heard(-1)
+    except asyncio.CancelledError:
+        graph.withdraw(execution)
+        raise
+    return execution
+
+
+async def outcome(graph: Graph, execution: Execution, wait_s: float) -> JobStatus:
+    """Return the outcome of an execution, or a pending JobError after ``wait_s``; -1 waits for ever."""
+    if wait_s == 0:  # looks once, which may load a value: not on the event loop's thread
+        return await asyncio.to_thread(graph.wait_status, execution, 0)
+    bell, started = Bell(), time.monotonic()
+    if graph.tell(execution, bell.ring):
+        try:
+            await bell.heard(wait_s)
+        finally:
+            graph.untell(execution, bell.ring)
+    return graph.status_now(execution, time.monotonic() - started)
+
+
+async def executed(graph: Graph, args: Any, kwargs: Any, wait_s: float) -> JobStatus:
+    """Submit and return the outcome; if a system error was in the way, when the graph is open again or has failed.
+
+    ``wait_s`` runs from when the execution has been sent. Cancelled, the execution goes on unless it is still in line.
+    """
+    if wait_s == 0:
+        return await outcome(graph, await submitted(graph, args, kwargs), 0)
+    bell = Bell()
+    execution = graph.submit_later(args, kwargs)
+    try:
+        if graph.tell(execution, bell.ring):
+            while not await bell.heard(_left_s(execution, wait_s)) and _left_s(execution, wait_s) > 0:
+                pass
+    except asyncio.CancelledError:
+        graph.withdraw(execution)
+        raise
+    finally:
+        graph.untell(execution, bell.ring)
+    status = graph.status_now(execution, wait_s)
+    if execution.final is not None and isinstance(status, (JobPreempted, JobError)) and execution.attempts > 0:
+        reopened = Bell()
+        if graph.tell_when_open(reopened.ring):
+            await reopened.heard(_left_s(execution, wait_s))
+    return status
+
+
+def _left_s(execution: Execution, wait_s: float) -> float:
+    """Return how long to wait before looking again; 0: the time has run out."""
+    if wait_s == -1 or execution.sent_at is None:
+        return wait_s
+    return max(0.0, execution.sent_at + wait_s - time.monotonic())
+
+
+async def pipelined(
+    graph: Graph, inputs: Iterable[Any] | AsyncIterable[Any], wait_s: float, depth: int
+) -> AsyncIterator[JobStatus]:
+    """Yield the statuses of ``inputs``, each the positional arguments of an execution, ``depth`` executions deep."""
+    waiting: deque[Execution] = deque()
+    async for args in _each(inputs):
+        if len(waiting) >= depth:
+            yield await outcome(graph, waiting.popleft(), wait_s)
+        waiting.append(await submitted(graph, args, {}))
+    while waiting:
+        yield await outcome(graph, waiting.popleft(), wait_s)
+
+
+async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+async def each_alone(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[tuple[T]]:
+    """Yield each item as the one argument of a call."""
+    async for item in _each(items):
+        yield (item,)

@@ -1,0 +1,364 @@
+"""The executions of a graph, from submission to outcome, over all its generations.
+
+::
+
+    submit ──> in line ──> send ──> in flight (oldest first) ──collect──> settled
+                            │           │                           │
+                            │           └ generation broke: lost,   └ by whoever waits: one reader at a time
+                            └ unfit:      or sent again
+                              JobFailed
+
+One lock guards everything; nothing that can block is called under it. Who sends takes turns (``sending``), and so does
+who reads (``reading``). Who waits in a thread does both by itself; the ``pump`` does it for the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ray.exceptions import RayChannelError
+
+from cgexec.asynchronous import outcome
+from cgexec.classify import Verdict
+from cgexec.deadline import Deadline
+from cgexec.engine.protocol import Break, Engine, Member
+from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
+from cgexec.execution import Execution
+from cgexec.lifecycle import GraphEvent, GraphState, Lifecycle
+from cgexec.notices import Callbacks, Notices, Signal
+from cgexec.outcomes import (
+    failed_status,
+    no_room,
+    not_ready,
+    pending_status,
+    ran_out,
+    status_of_break,
+    status_of_output,
+)
+from cgexec.pump import Pump
+from cgexec.reading import Reader
+from cgexec.sending import Sender
+from cgexec.settings import FROM_CALL, Settings, check_wait
+from cgexec.stats import GraphStats, Tally
+from cgexec.status import JobError, JobFailed, JobPreempted, JobStatus
+from cgexec.topology import HostInfo, LostHost
+
+_DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
+
+
+class Overseer(Protocol):
+    """Who is told what befalls the executions. Nothing of it may block, or take the graph's lock."""
+
+    def broke(self, engine: Engine, seen: Exception) -> None:
+        """``engine`` has broken, as far as ``seen`` shows."""
+
+    def wait_ran_out(self, engine: Engine) -> None:
+        """``engine`` has kept somebody waiting for longer than they would."""
+
+    def never_collected(self, status: JobStatus) -> None:
+        """Nobody has asked for, and nobody can any more, this outcome, which is no success."""
+
+
+class Executions:
+    """What callers do with a graph. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        settings: Settings,
+        overseer: Overseer,
+        *,
+        fail_fast: bool,
+        retry_preempted: int,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.settings = settings
+        self._overseer = overseer
+        self._retry_preempted = retry_preempted
+        self._changed = threading.Condition(threading.Lock())
+        self._reader = Reader(self._changed, fail_fast, self._settle_locked, overseer.broke)
+        self._sender = Sender(
+            self._changed, self._reader, self._admit_locked, self._settle_locked, self._sent_locked, overseer.broke
+        )
+        self._lifecycle = Lifecycle()
+        self._notices = Notices()
+        self._pump = Pump(name, self._changed, self._reader, self._sender, self._notices)
+        self._callbacks = Callbacks(name)
+        self._tally = Tally()
+        self._num_submitted = 0
+        self._members: tuple[Member, ...] = ()
+        self._hosts: Mapping[int, HostInfo] = {}
+        self._lost_hosts: list[LostHost] = []
+        self._why: Break | None = None
+        self._failure: Exception | None = None
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def submit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
+        """Send one execution, waiting for room up to the submit timeout; raises GraphClosedError only."""
+        deadline = Deadline.after(self.settings.submit_timeout_s.value)
+        with self._changed:
+            execution = self._new_locked(args, kwargs)
+            self._sender.send_in_turn(execution, deadline)
+        if isinstance(execution.final, JobError):
+            self._say_that_a_wait_ran_out()
+        return execution
+
+    def try_submit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution | None:
+        """Send one execution if there is room now, else return None; raises GraphClosedError only."""
+        with self._changed:
+            self._check_open_locked()
+            failed = self._lifecycle.state is GraphState.FAILED
+            if not failed and (not self._sender.is_idle or not self._reader.look(self._has_room)):
+                return None
+            execution = self._new_locked(args, kwargs)
+            self._sender.send_in_turn(execution, Deadline.after(0))
+            unsent = isinstance(execution.final, JobError) and execution.attempts == 0
+            if unsent and self._lifecycle.state is not GraphState.FAILED:
+                execution.collected = True
+                return None
+            return execution
+
+    def _new_locked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
+        """Return a new execution. Raises GraphClosedError."""
+        self._check_open_locked()
+        number, self._num_submitted = self._num_submitted, self._num_submitted + 1
+        return Execution(self, self.name, self.kind, number, args, kwargs)
+
+    def _no_room(self) -> Exception:
+        return no_room(self.name, len(self._reader.in_flight), self.settings.submit_timeout_s.value)
+
+    def _not_ready(self) -> Exception:
+        return not_ready(self.name, self._lifecycle.state.value, self.settings.submit_timeout_s.value)
+
+    def _admit_locked(self, execution: Execution, its_turn: bool, late: bool) -> Engine | None:
+        """Return an engine with a free slot, if it is its turn; or settle ``execution``, if there is to be none."""
+        self._check_open_locked()
+        if self._lifecycle.state is GraphState.FAILED:
+            self._refuse_locked(execution, self._failure or GraphFailedError(f"graph {self.name!r} has failed"))
+            return None
+        engine = self._usable_engine()
+        if engine is not None and its_turn and (self._has_room() or (late and self._reader.look(self._has_room))):
+            execution.generation, execution.hosts = self._lifecycle.generation, self._hosts
+            return engine
+        if late:
+            self._refuse_locked(execution, self._no_room() if engine else self._not_ready())
+        return None
+
+    def _check_open_locked(self) -> None:
+        if self._lifecycle.state is GraphState.CLOSED:
+            raise GraphClosedError(f"graph {self.name!r} is closed")
+
+    def _usable_engine(self) -> Engine | None:
+        engine = self._reader.engine if self._lifecycle.state is GraphState.READY else None
+        return None if engine is None or engine.broken else engine
+
+    def _has_room(self) -> bool:
+        engine = self._usable_engine()
+        return engine is not None and len(self._reader.in_flight) < engine.capacity
+
+    def _refuse_locked(self, execution: Execution, error: Exception) -> None:
+        """Settle an execution of which nothing was sent."""
+        refused = failed_status(execution.draft_info(), Verdict.ERROR, error)
+        self._settle_locked(execution, execution.loss or refused)
+
+    def _sent_locked(self, engine: Engine, execution: Execution) -> None:
+        """Put ``execution`` in flight: it was sent, or may have been."""
+        if execution.sent:
+            return
+        execution.sent = True
+        execution.sent_at = execution.sent_at or time.monotonic()
+        execution.attempts += 1
+        execution.loss = None
+        if execution.attempts > self._retry_preempted:
+            execution.args, execution.kwargs = (), {}
+        self._notices.sent(execution)
+        execution.spec = engine.spec
+        execution.received = [None] * len(engine.spec.outputs)
+        if engine is self._reader.engine:
+            self._reader.in_flight.append(execution)
+        else:  # the generation was broken off while this was being sent
+            self._lose_locked(execution)
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    def wait_s(self, timeout_s: float | None) -> float:
+        """Return how long to wait for an outcome. Raises ValueError if ``timeout_s`` is not usable."""
+        return self.settings.get_timeout_s.value if timeout_s is None else check_wait("timeout_s", timeout_s, FROM_CALL)
+
+    def wait_status(self, execution: Execution, timeout_s: float | None) -> JobStatus:
+        """See ``Execution.status``."""
+        return self.wait_until(execution, Deadline.after(self.wait_s(timeout_s)))
+
+    def wait_until(self, execution: Execution, deadline: Deadline) -> JobStatus:
+        """Return the outcome of ``execution``, or a pending JobError at the deadline."""
+        started = time.monotonic()
+        with self._changed:
+            self._reader.until(lambda: execution.final is not None, deadline)
+            status = self._answer_locked(execution, time.monotonic() - started)
+        if execution.final is None:
+            self._say_that_a_wait_ran_out()
+        return status
+
+    def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
+        """See ``Execution.outputs``."""
+        deadline, started = Deadline.after(self.wait_s(timeout_s)), time.monotonic()
+        with self._changed:
+            arrived = self._reader.until(lambda: execution.complete, deadline)
+            missing = (execution.loss or execution.final) if arrived else None
+            execution.collected |= arrived
+            if missing is None:
+                missing = self._ran_out_locked(execution, time.monotonic() - started)
+            statuses = [missing]
+            if execution.spec is not None:
+                info = execution.draft_info()
+                statuses = [
+                    status_of_output(info, execution.spec, place, output, missing, execution.hosts)
+                    for place, output in enumerate(execution.received)
+                ]
+        if not arrived:
+            self._say_that_a_wait_ran_out()
+        return statuses
+
+    def look(self, execution: Execution) -> bool:
+        """See ``Execution.done``."""
+        with self._changed:
+            return self._reader.look(lambda: execution.final is not None)
+
+    def wait_open(self, deadline: Deadline) -> None:
+        """Return when the graph is neither broken nor being rebuilt, or at the deadline."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._lifecycle.state not in _DOWN, deadline.wait_s())
+
+    def _say_that_a_wait_ran_out(self) -> None:
+        engine = self._reader.engine
+        if engine is not None:
+            self._overseer.wait_ran_out(engine)
+
+    def _answer_locked(self, execution: Execution, waited_s: float) -> JobStatus:
+        if execution.final is None:
+            return self._ran_out_locked(execution, waited_s)
+        execution.collected = True
+        return execution.final
+
+    def _ran_out_locked(self, execution: Execution, waited_s: float) -> JobStatus:
+        self._tally.waits_ran_out += 1
+        self._lifecycle.apply(GraphEvent.WAIT_RAN_OUT, time.monotonic(), f"execution {execution.number}")
+        ahead = next((place for place, other in enumerate(self._reader.in_flight) if other is execution), 0)
+        info = execution.draft_info()
+        spec = execution.spec if execution.sent else None
+        return pending_status(info, ran_out(info, waited_s, ahead, spec, execution.received))
+
+    # -- for those who do not wait in a thread ----------------------------------------------------------------------
+
+    def submit_later(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], when_sent: Signal | None = None
+    ) -> Execution:
+        """Put an execution in line, and return; it is sent, or settles unsent, within the submit timeout.
+
+        ``when_sent`` is told then. Raises GraphClosedError.
+        """
+        deadline = Deadline.after(self.settings.submit_timeout_s.value)
+        with self._changed:
+            execution = self._new_locked(args, kwargs)
+            execution.submit_by, execution.when_sent = deadline, when_sent
+            self._sender.line.append(execution)
+            self._pump.wake()
+        return execution
+
+    def status_now(self, execution: Execution, waited_s: float) -> JobStatus:
+        """Return the outcome of ``execution``, or a pending JobError for somebody who has waited for it."""
+        with self._changed:
+            status = self._answer_locked(execution, waited_s)
+        if execution.final is None:
+            self._say_that_a_wait_ran_out()
+        return status
+
+    def withdraw(self, execution: Execution) -> None:
+        """Settle an execution that nobody wants any more, if it is still in line."""
+        with self._changed:
+            if self._sender.withdraw(execution):
+                execution.collected = True
+                self._refuse_locked(execution, CgexecError("who submitted this has cancelled it; nothing was sent"))
+
+    def tell(self, execution: Execution, signal: Signal) -> bool:
+        """Have ``signal`` called once the execution settles; False if it has."""
+        with self._changed:
+            execution.collected = True
+            if execution.final is not None:
+                return False
+            self._notices.tell(execution, signal)
+            self._pump.wake()
+            return True
+
+    def untell(self, execution: Execution, signal: Signal) -> None:
+        """Have ``signal`` not called any more."""
+        with self._changed:
+            self._notices.untell(execution, signal)
+
+    def tell_when_open(self, signal: Signal) -> bool:
+        """Have ``signal`` called when the graph is neither broken nor being rebuilt; False if it is neither now."""
+        with self._changed:
+            if self._lifecycle.state not in _DOWN:
+                return False
+            self._notices.tell_when_open(signal)
+            return True
+
+    def call_back(self, execution: Execution, callback: Callable[[Execution], object]) -> None:
+        """See ``Execution.add_done_callback``."""
+        self._callbacks.start()
+        if not self.tell(execution, lambda: self._callbacks.call(lambda: callback(execution))):
+            callback(execution)
+
+    def stats(self) -> GraphStats:
+        """Return what was counted so far."""
+        with self._changed:
+            return self._tally.stats(
+                submitted=self._num_submitted,
+                in_line=len(self._sender.line) + len(self._sender.again),
+                in_flight=len(self._reader.in_flight),
+                generation=self._lifecycle.generation,
+            )
+
+    async def wait_status_async(self, execution: Execution, timeout_s: float | None) -> JobStatus:
+        """See ``Execution.status_async``."""
+        return await outcome(self, execution, self.wait_s(timeout_s))
+
+    def never_collected(self, status: JobStatus) -> None:
+        """Note that nobody asked what became of an execution. For a finaliser: it takes no lock, and does not wait."""
+        self._overseer.never_collected(status)
+
+    # -- settling ----------------------------------------------------------------------------------------------------
+
+    def _settle_locked(self, execution: Execution, status: JobStatus) -> None:
+        """Give ``execution`` its one outcome; a second one is ignored."""
+        if execution.final is not None:
+            return
+        execution.final = status
+        execution.complete |= not execution.sent
+        execution.args, execution.kwargs = (), {}
+        self._tally.note(status, time.monotonic() - execution.submitted_at)
+        self._notices.settled(execution)
+        if isinstance(status, JobFailed):
+            detail = f"execution {execution.number}: {type(status.error).__name__}"
+            self._lifecycle.apply(GraphEvent.APPLICATION_ERROR, time.monotonic(), detail)
+        self._changed.notify_all()
+
+    def _lose_locked(self, execution: Execution) -> None:
+        """Settle an execution whose generation is gone, or have it sent again; what had arrived of it stays."""
+        why = self._why or Break((), RayChannelError("the generation ended"))
+        execution.loss = status_of_break(execution.draft_info(), why, execution.hosts)
+        retries = isinstance(execution.loss, JobPreempted) and execution.attempts <= self._retry_preempted
+        if retries and execution.final is None and self._lifecycle.state is not GraphState.CLOSED:
+            execution.sent, execution.submit_by, execution.error_seen_at = False, Deadline.after(-1), None
+            self._tally.retried += 1
+            self._sender.again.append(execution)
+            self._pump.wake()
+            return
+        self._settle_locked(execution, execution.loss)
+        execution.complete = True

@@ -1,0 +1,97 @@
+"""Who wants to be told when something has happened to an execution, without waiting for it in a thread.
+
+A *signal* is a function without arguments that may be called from any thread and with the graph's lock held: it must
+neither block nor raise. A user's callback is no signal: it may do anything, and is called on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from cgexec.execution import Execution
+
+_logger = logging.getLogger(__name__)
+
+Signal = Callable[[], None]
+
+
+class Notices:
+    """The signals that one graph owes. Called with the graph's lock held."""
+
+    def __init__(self) -> None:
+        self.watched = 0  # how many unsettled executions somebody wants to be told of
+        self._when_open: list[Signal] = []
+
+    def tell(self, execution: Execution, signal: Signal) -> None:
+        """Call ``signal`` when the execution, which has not, settles."""
+        self.watched += not execution.signals
+        execution.signals = (*execution.signals, signal)
+
+    def untell(self, execution: Execution, signal: Signal) -> None:
+        """Do not call ``signal`` after all."""
+        if execution.final is None and signal in execution.signals:
+            execution.signals = tuple(each for each in execution.signals if each is not signal)
+            self.watched -= not execution.signals
+
+    def tell_when_open(self, signal: Signal) -> None:
+        """Call ``signal`` when the graph is neither broken nor being rebuilt any more."""
+        self._when_open.append(signal)
+
+    def sent(self, execution: Execution) -> None:
+        """Tell whoever waits for it that an execution was sent, or will not be."""
+        signal, execution.when_sent = execution.when_sent, None
+        if signal is not None:
+            signal()
+
+    def settled(self, execution: Execution) -> None:
+        """Tell whoever waits for it that an execution has settled."""
+        self.sent(execution)
+        signals, execution.signals = execution.signals, ()
+        self.watched -= bool(signals)
+        for signal in signals:
+            signal()
+
+    def opened(self) -> None:
+        """Tell whoever waits for it that the graph is open, or for ever closed."""
+        signals, self._when_open = self._when_open, []
+        for signal in signals:
+            signal()
+
+
+class Callbacks:
+    """Calls what users want called, in order, on one thread, which is started by the first of them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._due: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Have a thread ready."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"cgexec-callbacks-{self._name}", daemon=True)
+                self._thread.start()
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` soon. Never blocks."""
+        self._due.put(callback)
+
+    def end(self, timeout_s: float) -> None:
+        """Call what is due, and no more; waits for it up to ``timeout_s``, unless it is a callback that asks."""
+        self._due.put(None)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (callback := self._due.get()) is not None:
+            try:
+                callback()
+            except BaseException:
+                _logger.exception("graph %r: a callback raised", self._name)
+            del callback

@@ -193,8 +193,8 @@ class GraphExecutor:
     async def execute_async(self, /, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> JobStatus:
         """Do as ``execute``, without blocking the event loop: the input is serialised, sent and answered for elsewhere.
 
-        Cancelled, it does no harm to any other execution: its own is not sent if it is still in line, and else goes on
-        and keeps its slot until it settles.
+        So leave the input unchanged meanwhile. Cancelled, it does no harm to any other execution: its own is
+        not sent if it is still in line, and else goes on and keeps its slot until it settles.
 
         Raises:
             GraphClosedError: the graph is closed.
@@ -203,7 +203,10 @@ class GraphExecutor:
         return await asynchronous.executed(self._core, args, kwargs, self._core.wait_s(timeout_s))
 
     async def submit_async(self, /, *args: Any, **kwargs: Any) -> Execution:
-        """Do as ``submit``, without blocking the event loop. Cancelled, the execution is not sent if it is in line."""
+        """Do as ``submit``, without blocking the event loop; leave the input unchanged until it returns.
+
+        Cancelled, the execution is not sent if it is still in line.
+        """
         return await asynchronous.submitted(self._core, args, kwargs)
 
     def map_async(

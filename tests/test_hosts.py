@@ -71,24 +71,36 @@ def test_what_is_no_actor_is_not_adopted(local_ray, actors, words):
         HostGroup.from_actors(actors)
 
 
-@pytest.fixture
-def cluster():
-    """Three Ray nodes on this machine."""
+@pytest.fixture(scope="module")
+def nodes():
+    """A head node, and this process its driver."""
     ray.shutdown()
-    nodes = Cluster(
+    cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 150_000_000},
     )
     try:
-        for _ in range(2):
-            nodes.add_node(num_cpus=1, object_store_memory=150_000_000)
-        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-        nodes.wait_for_nodes()
-        yield nodes
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
     finally:
         ray.shutdown()
-        nodes.shutdown()
+        cluster.shutdown()
         os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture
+def cluster(nodes):
+    """Three Ray nodes on this machine."""
+    while len(nodes.list_all_nodes()) < 3:
+        nodes.add_node(num_cpus=1, object_store_memory=150_000_000)
+    nodes.wait_for_nodes()
+    assert eventually(lambda: len(alive_nodes()) == 3), alive_nodes()
+    return nodes
+
+
+def alive_nodes():
+    """Return the ids of the nodes that are not lost."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
 def test_a_cluster_gets_one_actor_on_each_node_and_a_lost_node_is_a_preemption(small, cluster):
@@ -153,9 +165,9 @@ def test_every_execution_gets_its_own_large_answer_across_nodes(small, cluster):
 def one_on_each_node():
     return [
         ray.remote(Worker)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
         .remote(label)
-        for label, node in enumerate(ray.nodes())
+        for label, node_id in enumerate(alive_nodes())
     ]
 
 

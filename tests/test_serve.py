@@ -52,6 +52,7 @@ def server(tmp_path_factory):
     with log.open("w") as stderr, subprocess.Popen(
         [sys.executable, str(EXAMPLES / "serve_inference.py"), "--port", str(port)],
         stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job hands on that it is ignored
     ) as process:  # fmt: skip
         try:
             process.port = port

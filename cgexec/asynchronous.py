@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +18,8 @@ from cgexec.status import JobError, JobPreempted, JobStatus
 
 T = TypeVar("T")
 
+_PAUSE_S = 0.05  # between looks at one that is in line, and may be sent meanwhile, or is just being written
+
 
 class Graph(Protocol):
     """What is asked of a graph's core."""
@@ -24,6 +27,8 @@ class Graph(Protocol):
     def submit_later(self, args: Any, kwargs: Any, when_sent: Callable[[], None] | None = None) -> Execution: ...
 
     def withdraw(self, execution: Execution) -> None: ...
+
+    def refuse_late(self, execution: Execution) -> None: ...
 
     def tell(self, execution: Execution, signal: Callable[[], None]) -> bool: ...
 
@@ -70,14 +75,24 @@ class Bell:
         return self._rung
 
 
+async def on_a_thread(call: Callable[[], T]) -> T:
+    """Return what ``call()`` returns, from a thread of its own: those of the event loop's executor may all be busy."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
+    finally:
+        executor.shutdown(wait=False)
+
+
 async def submitted(graph: Graph, args: Any, kwargs: Any) -> Execution:
     """Return the handle of an execution once it has been sent, or has settled unsent. Cancelled, it may not be sent."""
     bell = Bell()
     execution = graph.submit_later(args, kwargs, bell.ring)
     try:
-        await bell.heard(-1)
+        while not await bell.heard(_in_line_s(execution)):
+            _refuse_if_late(graph, execution)
     except asyncio.CancelledError:
-        graph.withdraw(execution)
+        _cancelled(graph, execution)
         raise
     return execution
 
@@ -85,11 +100,14 @@ async def submitted(graph: Graph, args: Any, kwargs: Any) -> Execution:
 async def outcome(graph: Graph, execution: Execution, wait_s: float) -> JobStatus:
     """Return the outcome of an execution, or a pending JobError after ``wait_s``; -1 waits for ever."""
     if wait_s == 0:  # looks once, which may load a value: not on the event loop's thread
-        return await asyncio.to_thread(graph.wait_status, execution, 0)
+        return await on_a_thread(lambda: graph.wait_status(execution, 0))
     bell, started = Bell(), time.monotonic()
     if graph.tell(execution, bell.ring):
         try:
             await bell.heard(wait_s)
+        except asyncio.CancelledError:
+            execution.gave_up()
+            raise
         finally:
             graph.untell(execution, bell.ring)
     return graph.status_now(execution, time.monotonic() - started)
@@ -106,10 +124,13 @@ async def executed(graph: Graph, args: Any, kwargs: Any, wait_s: float) -> JobSt
     execution = graph.submit_later(args, kwargs)
     try:
         if graph.tell(execution, bell.ring):
-            while not await bell.heard(_left_s(execution, wait_s)) and _left_s(execution, wait_s) > 0:
-                pass
+            while not await bell.heard(_left_s(execution, wait_s)):
+                if execution.sent_at is None:
+                    _refuse_if_late(graph, execution)
+                elif _left_s(execution, wait_s) == 0:
+                    break
     except asyncio.CancelledError:
-        graph.withdraw(execution)
+        _cancelled(graph, execution)
         raise
     finally:
         graph.untell(execution, bell.ring)
@@ -121,22 +142,43 @@ async def executed(graph: Graph, args: Any, kwargs: Any, wait_s: float) -> JobSt
     return status
 
 
+def _cancelled(graph: Graph, execution: Execution) -> None:
+    graph.withdraw(execution)
+    execution.gave_up()
+
+
+def _refuse_if_late(graph: Graph, execution: Execution) -> None:
+    if execution.submit_by is not None and execution.submit_by.remaining_s() == 0:
+        graph.refuse_late(execution)
+
+
+def _in_line_s(execution: Execution) -> float:
+    """Return how long to wait for an execution to be sent before looking again; -1: until it is."""
+    if execution.submit_by is None or (left_s := execution.submit_by.wait_s()) is None:
+        return -1
+    return max(_PAUSE_S, left_s)
+
+
 def _left_s(execution: Execution, wait_s: float) -> float:
-    """Return how long to wait before looking again; 0: the time has run out."""
-    if wait_s == -1 or execution.sent_at is None:
-        return wait_s
-    return max(0.0, execution.sent_at + wait_s - time.monotonic())
+    """Return how long to wait before looking again; -1: for ever, 0: the time has run out."""
+    if execution.sent_at is None:
+        in_line_s = _in_line_s(execution)
+        if wait_s == -1:
+            return in_line_s
+        look_s = max(wait_s, min(_PAUSE_S, time.monotonic() - execution.submitted_at))
+        return look_s if in_line_s == -1 else min(in_line_s, look_s)
+    return -1 if wait_s == -1 else max(0.0, execution.sent_at + wait_s - time.monotonic())
 
 
 async def pipelined(
-    graph: Graph, inputs: Iterable[Any] | AsyncIterable[Any], wait_s: float, depth: int
+    graph: Graph, inputs: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]], wait_s: float, depth: int
 ) -> AsyncIterator[JobStatus]:
     """Yield the statuses of ``inputs``, each the positional arguments of an execution, ``depth`` executions deep."""
     waiting: deque[Execution] = deque()
     async for args in _each(inputs):
         if len(waiting) >= depth:
             yield await outcome(graph, waiting.popleft(), wait_s)
-        waiting.append(await submitted(graph, args, {}))
+        waiting.append(await submitted(graph, tuple(args), {}))
     while waiting:
         yield await outcome(graph, waiting.popleft(), wait_s)
 

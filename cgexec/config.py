@@ -38,8 +38,8 @@ class GraphConfig:
         max_buffered_results: handed to Ray; cgexec keeps no results on Ray's side.
         overlap_gpu_communication: handed to Ray.
         retry_preempted: how often an execution that was lost to a system error is sent again, on the next generation
-            and in the original order, before it settles as JobPreempted. Only for work that may run twice, and inputs
-            that stay unchanged until then: they are serialised again.
+            and in the original order, before it settles as JobPreempted. Only for work that may run twice. A copy of
+            each input is kept for it until then, at the cost of serialising it once more.
         fail_fast: whether the first application error settles an execution while other outputs are outstanding.
         transport: how values travel. "socket": over our own connections, Unix sockets on a node and TCP between nodes;
             "ray": in Ray's own channels, where sockets cannot be had.

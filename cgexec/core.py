@@ -87,6 +87,7 @@ class GraphCore(Executions):
             if self._lifecycle.state is GraphState.READY:
                 self._lifecycle.apply(GraphEvent.SYSTEM_ERROR, time.monotonic(), _one_line(why.error))
             while self._reader.in_flight:
+                self._reader.spent.append(self._reader.in_flight[0])
                 self._lose_locked(self._reader.in_flight.popleft())
             self._changed.notify_all()
             return True
@@ -131,13 +132,14 @@ class GraphCore(Executions):
             self._changed.wait_for(lambda: not self._reader.reading, 5 * LONGEST_WAIT_S)
             engine, self._reader.engine, self._why = self._reader.engine, None, Break((), error)
             while self._reader.in_flight:
+                self._reader.spent.append(self._reader.in_flight[0])
                 self._lose_locked(self._reader.in_flight.popleft())
             self._changed.notify_all()
             return engine
 
     def _end_locked(self, error: Exception) -> None:
         """Settle what was not sent, and will not be; threads that wait in line find out by themselves."""
-        for execution in self._sender.take_unattended():
+        for execution in self._sender.unattended():
             self._refuse_locked(execution, error)
         self._notices.opened()
         self._changed.notify_all()
@@ -150,9 +152,8 @@ class GraphCore(Executions):
         self._callbacks.end(timeout_s)
 
     def note_never_collected(self) -> None:
-        """Count an execution whose outcome nobody has asked for."""
-        with self._changed:
-            self._tally.never_collected += 1
+        """Count an execution whose outcome nobody has asked for. Takes no lock: a finaliser may say so."""
+        self._tally.note_never_collected()
 
     def note_lost(self, lost: Sequence[LostHost]) -> None:
         """Add to the hosts that were lost."""

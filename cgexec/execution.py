@@ -28,6 +28,8 @@ class Waiter(Protocol):
 
     def untell(self, execution: Execution, signal: Callable[[], None]) -> None: ...
 
+    def gave_up(self) -> None: ...
+
     def call_back(self, execution: Execution, callback: Callable[[Execution], object]) -> None: ...
 
     def never_collected(self, status: JobStatus) -> None: ...
@@ -52,6 +54,7 @@ class Execution:
         "final",
         "generation",
         "hosts",
+        "kept",
         "kwargs",
         "loss",
         "number",
@@ -75,6 +78,7 @@ class Execution:
         self.number = number
         self.args = args  # until it has been sent
         self.kwargs = kwargs
+        self.kept: bytes | None = None  # both, serialised, until it will not be sent again
         self.submitted_at = time.monotonic()
         self.submit_by: Deadline | None = None  # of one that is in line without a thread
         self.sent = False
@@ -145,6 +149,11 @@ class Execution:
     def untell(self, signal: Callable[[], None]) -> None:
         """Have ``signal`` not called any more."""
         self._graph.untell(self, signal)
+
+    def gave_up(self) -> None:
+        """Say that somebody has waited for it for longer than they would, if it has not settled."""
+        if self.final is None:
+            self._graph.gave_up()
 
     def future(self) -> Future[JobStatus]:
         """Return a Future that has the outcome once the execution has settled, whatever it is.

@@ -3,10 +3,12 @@
 ::
 
     submit ──> in line ──> send ──> in flight (oldest first) ──collect──> settled
-                            │           │                           │
-                            │           └ generation broke: lost,   └ by whoever waits: one reader at a time
-                            └ unfit:      or sent again
-                              JobFailed
+                 │  │       │           │                           │
+                 │  │       │           └ generation broke: lost,   └ by whoever waits: one reader at a time
+                 │  │       └ unfit:      or in line again
+                 │  └ late:   JobFailed
+                 │    JobError
+                 └ closed: JobError
 
 One lock guards everything; nothing that can block is called under it. Who sends takes turns (``sending``), and so does
 who reads (``reading``). Who waits in a thread does both by itself; the ``pump`` does it for the others.
@@ -83,7 +85,13 @@ class Executions:
         self._changed = threading.Condition(threading.Lock())
         self._reader = Reader(self._changed, fail_fast, self._settle_locked, overseer.broke)
         self._sender = Sender(
-            self._changed, self._reader, self._admit_locked, self._settle_locked, self._sent_locked, overseer.broke
+            self._changed,
+            self._reader,
+            self._admit_locked,
+            self._settle_locked,
+            self._sent_locked,
+            overseer.broke,
+            retry_preempted,
         )
         self._lifecycle = Lifecycle()
         self._notices = Notices()
@@ -105,8 +113,7 @@ class Executions:
         with self._changed:
             execution = self._new_locked(args, kwargs)
             self._sender.send_in_turn(execution, deadline)
-        if isinstance(execution.final, JobError):
-            self._say_that_a_wait_ran_out()
+        self._reader.spent.clear()
         return execution
 
     def try_submit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution | None:
@@ -114,15 +121,15 @@ class Executions:
         with self._changed:
             self._check_open_locked()
             failed = self._lifecycle.state is GraphState.FAILED
-            if not failed and (not self._sender.is_idle or not self._reader.look(self._has_room)):
+            if not failed and (self._sender.line or not self._reader.look(self._has_room)):
                 return None
             execution = self._new_locked(args, kwargs)
             self._sender.send_in_turn(execution, Deadline.after(0))
             unsent = isinstance(execution.final, JobError) and execution.attempts == 0
-            if unsent and self._lifecycle.state is not GraphState.FAILED:
-                execution.collected = True
-                return None
-            return execution
+            refused = unsent and self._lifecycle.state is not GraphState.FAILED
+            execution.collected |= refused
+        self._reader.spent.clear()
+        return None if refused else execution
 
     def _new_locked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
         """Return a new execution. Raises GraphClosedError."""
@@ -131,7 +138,8 @@ class Executions:
         return Execution(self, self.name, self.kind, number, args, kwargs)
 
     def _no_room(self) -> Exception:
-        return no_room(self.name, len(self._reader.in_flight), self.settings.submit_timeout_s.value)
+        in_flight, in_line = len(self._reader.in_flight), len(self._sender.line) - 1
+        return no_room(self.name, in_flight, in_line, self.settings.submit_timeout_s.value)
 
     def _not_ready(self) -> Exception:
         return not_ready(self.name, self._lifecycle.state.value, self.settings.submit_timeout_s.value)
@@ -146,9 +154,14 @@ class Executions:
         if engine is not None and its_turn and (self._has_room() or (late and self._reader.look(self._has_room))):
             execution.generation, execution.hosts = self._lifecycle.generation, self._hosts
             return engine
-        if late:
-            self._refuse_locked(execution, self._no_room() if engine else self._not_ready())
+        if late and execution.is_in_line():
+            self._refuse_late_locked(execution)
         return None
+
+    def _refuse_late_locked(self, execution: Execution) -> None:
+        """Settle an execution whose submit timeout has run out."""
+        self._refuse_locked(execution, self._no_room() if self._usable_engine() else self._not_ready())
+        self._say_that_a_wait_ran_out()
 
     def _check_open_locked(self) -> None:
         if self._lifecycle.state is GraphState.CLOSED:
@@ -171,19 +184,24 @@ class Executions:
         """Put ``execution`` in flight: it was sent, or may have been."""
         if execution.sent:
             return
+        self._sender.leave(execution)
         execution.sent = True
         execution.sent_at = execution.sent_at or time.monotonic()
         execution.attempts += 1
         execution.loss = None
+        self._reader.spent.append((execution.args, execution.kwargs))
+        execution.args, execution.kwargs = (), {}
         if execution.attempts > self._retry_preempted:
-            execution.args, execution.kwargs = (), {}
+            execution.kept = None
         self._notices.sent(execution)
         execution.spec = engine.spec
         execution.received = [None] * len(engine.spec.outputs)
-        if engine is self._reader.engine:
-            self._reader.in_flight.append(execution)
-        else:  # the generation was broken off while this was being sent
+        if engine is not self._reader.engine:  # the generation was broken off while this was being sent
             self._lose_locked(execution)
+            return
+        self._reader.in_flight.append(execution)
+        if len(self._reader.in_flight) == 1:  # whoever waits for it has found nothing to read
+            self._changed.notify_all()
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
@@ -201,8 +219,7 @@ class Executions:
         with self._changed:
             self._reader.until(lambda: execution.final is not None, deadline)
             status = self._answer_locked(execution, time.monotonic() - started)
-        if execution.final is None:
-            self._say_that_a_wait_ran_out()
+        self._reader.spent.clear()
         return status
 
     def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
@@ -221,8 +238,7 @@ class Executions:
                     status_of_output(info, execution.spec, place, output, missing, execution.hosts)
                     for place, output in enumerate(execution.received)
                 ]
-        if not arrived:
-            self._say_that_a_wait_ran_out()
+        self._reader.spent.clear()
         return statuses
 
     def look(self, execution: Execution) -> bool:
@@ -234,6 +250,10 @@ class Executions:
         """Return when the graph is neither broken nor being rebuilt, or at the deadline."""
         with self._changed:
             self._changed.wait_for(lambda: self._lifecycle.state not in _DOWN, deadline.wait_s())
+
+    def gave_up(self) -> None:
+        """Somebody does not wait any longer for what has not settled."""
+        self._say_that_a_wait_ran_out()
 
     def _say_that_a_wait_ran_out(self) -> None:
         engine = self._reader.engine
@@ -247,6 +267,7 @@ class Executions:
         return execution.final
 
     def _ran_out_locked(self, execution: Execution, waited_s: float) -> JobStatus:
+        self._say_that_a_wait_ran_out()
         self._tally.waits_ran_out += 1
         self._lifecycle.apply(GraphEvent.WAIT_RAN_OUT, time.monotonic(), f"execution {execution.number}")
         ahead = next((place for place, other in enumerate(self._reader.in_flight) if other is execution), 0)
@@ -267,29 +288,31 @@ class Executions:
         with self._changed:
             execution = self._new_locked(args, kwargs)
             execution.submit_by, execution.when_sent = deadline, when_sent
-            self._sender.line.append(execution)
+            self._sender.join(execution)
             self._pump.wake()
         return execution
 
     def status_now(self, execution: Execution, waited_s: float) -> JobStatus:
         """Return the outcome of ``execution``, or a pending JobError for somebody who has waited for it."""
         with self._changed:
-            status = self._answer_locked(execution, waited_s)
-        if execution.final is None:
-            self._say_that_a_wait_ran_out()
-        return status
+            return self._answer_locked(execution, waited_s)
 
     def withdraw(self, execution: Execution) -> None:
-        """Settle an execution that nobody wants any more, if it is still in line."""
+        """Settle an execution that nobody wants any more, unless it was sent, or is about to be."""
         with self._changed:
-            if self._sender.withdraw(execution):
+            if self._sender.can_be_refused(execution):
                 execution.collected = True
                 self._refuse_locked(execution, CgexecError("who submitted this has cancelled it; nothing was sent"))
+
+    def refuse_late(self, execution: Execution) -> None:
+        """Settle an execution that was not sent within the submit timeout, unless it is about to be."""
+        with self._changed:
+            if self._sender.can_be_refused(execution):
+                self._refuse_late_locked(execution)
 
     def tell(self, execution: Execution, signal: Signal) -> bool:
         """Have ``signal`` called once the execution settles; False if it has."""
         with self._changed:
-            execution.collected = True
             if execution.final is not None:
                 return False
             self._notices.tell(execution, signal)
@@ -312,16 +335,22 @@ class Executions:
     def call_back(self, execution: Execution, callback: Callable[[Execution], object]) -> None:
         """See ``Execution.add_done_callback``."""
         self._callbacks.start()
-        if not self.tell(execution, lambda: self._callbacks.call(lambda: callback(execution))):
+
+        def call() -> None:
+            execution.collected = True
             callback(execution)
+
+        if not self.tell(execution, lambda: self._callbacks.call(call)):
+            self._callbacks.call_now(call)
 
     def stats(self) -> GraphStats:
         """Return what was counted so far."""
+        self._reader.spent.clear()
         with self._changed:
             return self._tally.stats(
                 submitted=self._num_submitted,
-                in_line=len(self._sender.line) + len(self._sender.again),
-                in_flight=len(self._reader.in_flight),
+                in_line=len(self._sender.line),
+                in_flight=sum(each.final is None for each in self._reader.in_flight),
                 generation=self._lifecycle.generation,
             )
 
@@ -339,9 +368,12 @@ class Executions:
         """Give ``execution`` its one outcome; a second one is ignored."""
         if execution.final is not None:
             return
+        if execution.is_in_line():
+            self._sender.leave(execution)
         execution.final = status
         execution.complete |= not execution.sent
-        execution.args, execution.kwargs = (), {}
+        self._reader.spent.append((execution.args, execution.kwargs))
+        execution.args, execution.kwargs, execution.kept = (), {}, None
         self._tally.note(status, time.monotonic() - execution.submitted_at)
         self._notices.settled(execution)
         if isinstance(status, JobFailed):
@@ -356,8 +388,10 @@ class Executions:
         retries = isinstance(execution.loss, JobPreempted) and execution.attempts <= self._retry_preempted
         if retries and execution.final is None and self._lifecycle.state is not GraphState.CLOSED:
             execution.sent, execution.submit_by, execution.error_seen_at = False, Deadline.after(-1), None
+            self._reader.spent.append(execution.received)
+            execution.received = []
             self._tally.retried += 1
-            self._sender.again.append(execution)
+            self._sender.join(execution)
             self._pump.wake()
             return
         self._settle_locked(execution, execution.loss)

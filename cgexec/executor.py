@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import uuid
@@ -158,8 +157,8 @@ class GraphExecutor:
     def try_submit(self, /, *args: Any, **kwargs: Any) -> Execution | None:
         """Send one execution if that needs no waiting, and return its handle; None if the graph is full, or not ready.
 
-        Executions that wait for a slot come first. An input that cannot be sent, and a graph that has failed, answer
-        with an Execution that has settled, as ``submit`` does.
+        None, too, while anybody else is in line, be it only to be sent. An input that cannot be sent, and a graph that
+        has failed, answer with an Execution that has settled, as ``submit`` does.
 
         Raises:
             GraphClosedError: the graph is closed.
@@ -219,8 +218,14 @@ class GraphExecutor:
         self, inputs: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]], *, timeout_s: float | None = None
     ) -> AsyncIterator[JobStatus]:
         """Do as ``map_async``, each input being unpacked into positional arguments."""
-        wait_s = self._core.wait_s(timeout_s)
-        return asynchronous.pipelined(self._core, inputs, wait_s, self._settings.max_inflight.value)
+        return self._pipelined_async(inputs, self._core.wait_s(timeout_s))
+
+    async def _pipelined_async(
+        self, inputs: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]], wait_s: float
+    ) -> AsyncIterator[JobStatus]:
+        """Yield the statuses. What iterates over them holds the graph."""
+        async for status in asynchronous.pipelined(self._core, inputs, wait_s, self._settings.max_inflight.value):
+            yield status
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -358,8 +363,9 @@ class GraphExecutor:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Close, on another thread."""
-        await asyncio.to_thread(self.close)
+        """Close, on another thread; without patience if a cancellation, Ctrl-C or the like ends the block."""
+        hurried = error is not None and not isinstance(error, Exception)
+        await asynchronous.on_a_thread(lambda: self.close(_CTRL_C_CLOSE_S if hurried else None))
 
     def __repr__(self) -> str:
         return (

@@ -33,7 +33,7 @@ class Notices:
     def untell(self, execution: Execution, signal: Signal) -> None:
         """Do not call ``signal`` after all."""
         if execution.final is None and signal in execution.signals:
-            execution.signals = tuple(each for each in execution.signals if each is not signal)
+            execution.signals = tuple(each for each in execution.signals if each != signal)
             self.watched -= not execution.signals
 
     def tell_when_open(self, signal: Signal) -> None:
@@ -80,6 +80,13 @@ class Callbacks:
     def call(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` soon. Never blocks."""
         self._due.put(callback)
+
+    def call_now(self, callback: Callable[[], object]) -> None:
+        """Call ``callback``, on this thread; what it raises is logged."""
+        try:
+            callback()
+        except Exception:
+            _logger.exception("graph %r: a callback raised", self._name)
 
     def end(self, timeout_s: float) -> None:
         """Call what is due, and no more; waits for it up to ``timeout_s``, unless it is a callback that asks."""

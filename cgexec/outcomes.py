@@ -23,11 +23,11 @@ def pending_status(info: ExecutionInfo, error: Exception) -> JobError:
     return JobError(replace(info, state="pending"), error)
 
 
-def no_room(name: str, in_flight: int, timeout_s: float) -> RayCgraphCapacityExceeded:
+def no_room(name: str, in_flight: int, in_line: int, timeout_s: float) -> RayCgraphCapacityExceeded:
     """Return the error of an execution for which no slot became free in time."""
     return RayCgraphCapacityExceeded(
         f"no slot of graph {name!r} became free within the submit timeout ({timeout_s:g} s): {in_flight} executions "
-        "are in flight; nothing was sent"
+        f"are in flight and {in_line} others in line; nothing was sent"
     )
 
 

@@ -53,6 +53,7 @@ class Reader:
     ) -> None:
         self.engine: Engine | None = None
         self.in_flight: deque[Execution] = deque()
+        self.spent: deque[object] = deque()  # to be let go of without the lock: a finaliser may do anything
         self.reading = False
         self._changed = changed
         self._fail_fast = fail_fast
@@ -112,13 +113,12 @@ class Reader:
             condemn(engine, error, "a read", self._on_break)
         finally:
             self.reading = False
-            self._advance(head)
+            if engine is self.engine and self.in_flight and self.in_flight[0] is head:  # not lost meanwhile
+                self._advance(head)
             self._changed.notify_all()
 
     def _advance(self, head: Execution) -> None:
         """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""
-        if head.complete:
-            return
         complete = head.has_all()
         if head.error_seen_at is None and head.has_error():
             head.error_seen_at = time.monotonic()
@@ -127,4 +127,4 @@ class Reader:
             self._settle(head, status_of_outputs(head.draft_info(), head.spec, head.received, head.hosts))
         if complete:
             head.complete = True
-            self.in_flight.popleft()
+            self.spent.append(self.in_flight.popleft())

@@ -2,20 +2,24 @@
 
 ::
 
-    lost with its generation, to be sent again ──> again ─┐
-                                                          ├─its turn, and a slot──> encode ──> send ──> in flight
-    submitted ────────────────────────────────────> line ─┘                                          (``reading``)
+    submitted ─────────────────────────────> line ─its turn, and a slot─> encode ─> write ─> in flight
+    lost with its generation, to be sent   (by number)                                      (``reading``)
+    again ──────────────────────────────────> ┘
 
-Who submits from a thread waits in line there and sends by itself, and meanwhile helps to settle what is in flight. The
-others are sent by the graph's ``pump``.
+The line is kept in the order of submission, so what is sent again comes before what was never sent. An execution is in
+it until it has been sent or has settled. Who submits from a thread waits in line there and sends by itself, and
+meanwhile helps to settle what is in flight; the others, and all that is sent again, are sent by the graph's ``pump``.
 """
 
 from __future__ import annotations
 
+import pickle
 import threading
-from collections import deque
+from bisect import bisect_left, insort
 from collections.abc import Callable
+from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import RayChannelTimeoutError
 
 from cgexec.classify import Verdict
@@ -38,7 +42,8 @@ class Sender:
     """The executions that wait to be sent. Called with the lock of ``changed`` held; sends without it.
 
     ``admit(execution, its_turn, late)`` returns the engine to send it on now, or None; it may settle the execution
-    instead, and does if it is ``late``. It raises GraphClosedError if a thread waits.
+    instead, and does if it is ``late``. It raises GraphClosedError if a thread waits. Whoever is told by ``settle`` or
+    ``sent`` has the execution ``leave``.
     """
 
     def __init__(
@@ -49,25 +54,34 @@ class Sender:
         settle: Callable[[Execution, JobStatus], None],
         sent: Callable[[Engine, Execution], None],
         on_break: OnBreak,
+        retries: int,
     ) -> None:
-        self.line: deque[Execution] = deque()
-        self.again: deque[Execution] = deque()
-        self._sending: set[Execution] = set()
+        self.line: list[Execution] = []
+        self._writing: set[Execution] = set()
         self._changed = changed
         self._reader = reader
         self._admit = admit
         self._settle = settle
         self._sent = sent
         self._on_break = on_break
+        self._retries = retries
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody waits to be sent."""
-        return not self.line and not self.again
+    def join(self, execution: Execution) -> None:
+        """Put an execution in line, where its number has it."""
+        insort(self.line, execution, key=_number)
+
+    def leave(self, execution: Execution) -> None:
+        """Take an execution out of the line: it has been sent, or has settled."""
+        del self.line[bisect_left(self.line, execution.number, key=_number)]
+        if self.line:
+            self._changed.notify_all()
 
     def send_in_turn(self, execution: Execution, deadline: Deadline) -> None:
-        """Wait in line and for a slot, and send; returns when the execution has been sent or has settled unsent."""
-        self.line.append(execution)
+        """Wait in line and for a slot, and send.
+
+        Returns when the execution has been sent, or has settled unsent, or is for the pump to send again.
+        """
+        self.join(execution)
         try:
             while execution.is_in_line() and execution.submit_by is None:
                 if not self._advance(execution, deadline):
@@ -76,78 +90,68 @@ class Sender:
             execution.collected = True  # who submitted it is told, and has no handle
             self._settle_unsent(execution, Verdict.ERROR, error)
             raise
-        finally:
-            self._leave(self.line, execution)
 
     def first_unattended(self) -> Execution | None:
         """Return the execution whose turn it is, if no thread waits with it."""
-        head = self._head()
-        return head if head is not None and head.submit_by is not None else None
+        return self.line[0] if self.line and self.line[0].submit_by is not None else None
 
     def advance(self, execution: Execution) -> bool:
         """Send the unattended execution whose turn it is, or settle it, if either can be done now."""
-        done = True
         try:
-            done = self._advance(execution, execution.submit_by or _FOR_EVER)
+            return self._advance(execution, execution.submit_by or _FOR_EVER)
         except GraphClosedError as error:
             self._settle_unsent(execution, Verdict.ERROR, error)
         except BaseException as error:  # noqa: BLE001 - an input may raise anything, and here is nobody to be told
             self._settle_unsent(execution, Verdict.FAILED, error)
-        if not execution.is_in_line():
-            self._leave(self.again if execution in self.again else self.line, execution)
-        return done
-
-    def withdraw(self, execution: Execution) -> bool:
-        """Take an unattended execution out of the line, unless it is being sent, or has been."""
-        if execution in self._sending or not execution.is_in_line() or execution not in self.line:
-            return False
-        self._leave(self.line, execution)
         return True
 
-    def take_unattended(self) -> list[Execution]:
-        """Take out of the line, and return, whom nobody sends any more."""
-        taken = [each for each in (*self.again, *self.line) if each.submit_by and each not in self._sending]
-        for execution in taken:
-            (self.again if execution in self.again else self.line).remove(execution)
-        return taken
+    def can_be_refused(self, execution: Execution) -> bool:
+        """Return whether nothing of an unattended execution was sent yet, or is about to be."""
+        return execution.is_in_line() and execution.attempts == 0 and execution not in self._writing
 
-    def _head(self) -> Execution | None:
-        if self.again:
-            return self.again[0]
-        return self.line[0] if self.line else None
-
-    def _leave(self, line: deque[Execution], execution: Execution) -> None:
-        line.remove(execution)  # the first, as a rule
-        if not self.is_idle:
-            self._changed.notify_all()
+    def unattended(self) -> list[Execution]:
+        """Return those in line that nobody sends any more once the graph has ended."""
+        return [each for each in self.line if each.submit_by is not None and each not in self._writing]
 
     def _advance(self, execution: Execution, deadline: Deadline) -> bool:
         """Send the execution if that can be done now; return whether anything was done, and is to be looked at."""
-        self._sending.add(execution)
-        try:
-            engine = self._admit(execution, self._head() is execution, deadline.remaining_s() == 0)
-            if engine is not None:
-                self._send(engine, execution, deadline)
-        finally:
-            self._sending.discard(execution)
+        engine = self._admit(execution, self.line[0] is execution, deadline.remaining_s() == 0)
+        if engine is not None:
+            self._send(engine, execution, deadline)
         return engine is not None or not execution.is_in_line()
 
     def _send(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
         """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
-        writing = False
         try:
             with unlocked(self._changed):
-                encoded = engine.encode(execution.args, execution.kwargs)
-                writing = True
+                encoded = self._encode(engine, execution)
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            # The input is the caller's: anything can happen in its __reduce__.
+            self._settle_unsent(execution, Verdict.FAILED, error)
+            return
+        if not execution.is_in_line():  # it was withdrawn meanwhile
+            return
+        self._writing.add(execution)
+        try:
+            with unlocked(self._changed):
                 engine.send(encoded, -1 if deadline.wait_s() is None else deadline.remaining_s())
             self._sent(engine, execution)
-        except BaseException as error:
-            if writing:
-                self._write_failed(engine, execution, error)
-            elif not isinstance(error, Exception) or is_interruption(error):
-                raise
-            else:  # the input is the caller's: anything can happen in its __reduce__
-                self._settle_unsent(execution, Verdict.FAILED, error)
+        except BaseException as error:  # noqa: BLE001 - an interruption is raised again
+            self._write_failed(engine, execution, error)
+        finally:
+            self._writing.discard(execution)
+
+    def _encode(self, engine: Engine, execution: Execution) -> Any:
+        """Return the input, serialised for ``engine``: as it was at the first time, if it is sent again."""
+        if execution.kept is not None:
+            args, kwargs = pickle.loads(execution.kept)
+            return engine.encode(args, kwargs)
+        encoded = engine.encode(execution.args, execution.kwargs)
+        if self._retries > 0:
+            execution.kept = cloudpickle.dumps((execution.args, execution.kwargs), protocol=5)
+        return encoded
 
     def _settle_unsent(self, execution: Execution, verdict: Verdict, error: BaseException) -> None:
         """Settle an execution that is not sent, or not again: its input does not fit fewer hosts, say."""
@@ -169,3 +173,7 @@ class Sender:
         else:  # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted
             self._sent(engine, execution)
             condemn(engine, error, "a write", self._on_break)
+
+
+def _number(execution: Execution) -> int:
+    return execution.number

@@ -19,7 +19,8 @@ class GraphStats:
     """What one graph had done when it was asked.
 
     Every execution that was ``submitted`` is ``in_line`` or ``in_flight``, or has settled as one of ``succeeded``,
-    ``failed``, ``preempted`` and ``error``. ``never_collected`` counts those that did not succeed and whose handles
+    ``failed``, ``preempted`` and ``error``. (One that has settled early, by ``fail_fast``, keeps its slot until its
+    other outputs have arrived.) ``never_collected`` counts those that did not succeed and whose handles
     were dropped with nobody having asked; ``retried`` how often one was sent again after a system error;
     ``waits_ran_out`` how often somebody gave up a wait. ``latency_s`` has the quantiles "p50", "p90" and "p99", and the
     longest, "max", of the seconds from submission to outcome of the last executions that succeeded, 1,000 at most; NaN
@@ -44,11 +45,16 @@ class Tally:
     """Counts for one graph, under its lock."""
 
     def __init__(self) -> None:
-        self.never_collected = 0
+        self._never_collected = 0
+        self._more_never_collected: deque[None] = deque()
         self.retried = 0
         self.waits_ran_out = 0
         self.settled: Counter[str] = Counter()
         self._latencies_s: deque[float] = deque(maxlen=MOST_LATENCIES)
+
+    def note_never_collected(self) -> None:
+        """Count an execution of whose outcome nobody has asked. Without the lock."""
+        self._more_never_collected.append(None)
 
     def note(self, status: JobStatus, took_s: float) -> None:
         """Count an execution that has settled."""
@@ -58,6 +64,9 @@ class Tally:
 
     def stats(self, *, submitted: int, in_line: int, in_flight: int, generation: int) -> GraphStats:
         """Return what was counted."""
+        while self._more_never_collected:
+            self._more_never_collected.popleft()
+            self._never_collected += 1
         return GraphStats(
             submitted=submitted,
             in_line=in_line,
@@ -66,7 +75,7 @@ class Tally:
             failed=self.settled["failed"],
             preempted=self.settled["preempted"],
             error=self.settled["error"],
-            never_collected=self.never_collected,
+            never_collected=self._never_collected,
             retried=self.retried,
             waits_ran_out=self.waits_ran_out,
             generation=generation,

@@ -130,8 +130,9 @@ class Supervisor:
 
     def never_collected(self, status: JobStatus) -> None:
         """Report an execution whose outcome nobody has asked for. For a finaliser, as ``forgotten``."""
-        if not self._stopping.is_set():
-            self._events.put(_NeverCollected(status))
+        self._events.put(_NeverCollected(status))
+        if self._ended.is_set():  # else the thread will see it
+            self._answer_what_is_left()
 
     def forgotten(self) -> None:
         """Close the graph, to which nobody refers any more. For a finaliser: it takes no lock, and does not wait."""

@@ -42,14 +42,26 @@ def _as_completed(pending: set[Execution], deadline: Deadline) -> Iterator[Execu
     try:
         while pending:
             try:
-                execution = settled.get(timeout=deadline.wait_s())
+                execution = _next(settled, pending, deadline)
             except queue.Empty:
+                for execution in pending:
+                    execution.gave_up()
                 raise TimeoutError(f"{len(pending)} of {num_executions} executions have not settled") from None
             pending.remove(execution)
             yield execution
     finally:
         for execution in pending:
             execution.untell(with_signal[execution])
+
+
+def _next(settled: queue.SimpleQueue[Execution], pending: set[Execution], deadline: Deadline) -> Execution:
+    """Return one that has settled. Raises Empty at the deadline, when what has arrived was looked for as well."""
+    try:
+        return settled.get(timeout=deadline.wait_s())
+    except queue.Empty:
+        if not any([execution.done() for execution in pending]):  # noqa: C419 - look at each: they may be of several graphs
+            raise
+        return settled.get()
 
 
 class _Signal:
@@ -75,13 +87,14 @@ def wait(executions: Iterable[Execution], timeout_s: float = -1, return_when: st
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
         raise ValueError(f"return_when={return_when!r} (from the call) is not usable: see concurrent.futures")
     not_done, done = set(executions), set[Execution]()
-    arriving = as_completed(set(not_done), timeout_s)
+    enough = False
     try:
-        for execution in arriving:
+        for execution in as_completed(set(not_done), timeout_s):
             done.add(execution)
             not_done.discard(execution)
-            failed = return_when == FIRST_EXCEPTION and not isinstance(execution.final, JobSucceeded)
-            if (return_when == FIRST_COMPLETED or failed) and not any(each.final is not None for each in not_done):
+            failed = not isinstance(execution.final, JobSucceeded)
+            enough |= return_when == FIRST_COMPLETED or (return_when == FIRST_EXCEPTION and failed)
+            if enough and not any(each.final is not None for each in not_done):
                 break
     except TimeoutError:
         pass

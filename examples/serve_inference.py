@@ -33,20 +33,23 @@ from cgexec import GraphConfig, GraphExecutor, GraphState, JobSucceeded
 
 PIXELS = 64
 MOST_IMAGES = 1000
+MOST_BYTES = 1_000_000  # of a request
 
 
 def images_in(body: bytes) -> np.ndarray:
     """Return the images of a request, one in each row, scaled to 1. Raises ValueError that says what is wrong."""
     try:
         asked = json.loads(body)
-    except ValueError as error:
-        raise ValueError(f"the body is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the body is not JSON that can be read: {error}") from error
     if not isinstance(asked, dict) or "images" not in asked:
         raise ValueError('the body is to be {"images": [...]}')
     try:
-        images = np.asarray(asked["images"], dtype=float)
-    except (TypeError, ValueError) as error:
+        images = np.asarray(asked["images"])
+    except ValueError as error:
         raise ValueError(f"the images are not lists of numbers, all of one length: {error}") from error
+    if images.dtype.kind not in "iuf":
+        raise ValueError("the images are not lists of numbers of an ordinary size")
     if images.ndim != 2 or images.shape[1] != PIXELS or not 1 <= len(images) <= MOST_IMAGES:
         raise ValueError(f"expected 1 to {MOST_IMAGES} images of {PIXELS} numbers, not the shape {images.shape}")
     if not ((images >= 0) & (images <= 16)).all():
@@ -66,10 +69,15 @@ class Digits:
     async def __call__(self, request: Request) -> JSONResponse:
         if request.url.path == "/health":
             return await self.health()
+        if request.url.path != "/":
+            return JSONResponse({"error": "POST the images to /, or GET /health"}, 404)
         if request.method != "POST":
             return JSONResponse({"error": "POST the images"}, 405)
+        body = await request.body()
+        if len(body) > MOST_BYTES:
+            return JSONResponse({"error": f"{len(body)} bytes: no more than {MOST_BYTES} in one request"}, 413)
         try:
-            images = images_in(await request.body())
+            images = images_in(body)
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 400)
         status = await self.graph.execute_async(*np.array_split(images, LANES))
@@ -78,12 +86,13 @@ class Digits:
         return JSONResponse({"error": f"{type(status).__name__}: {status.error}"}, 503)
 
     async def health(self) -> JSONResponse:
-        """Say which hosts live, and whether the graph serves."""
+        """Say which hosts live, and whether the graph serves: it is ready, and every host that it runs on lives."""
         hosts = await asyncio.to_thread(self.graph.check_health, 1.0)
         living = [host.host_id for host in hosts if host.healthy]
-        state = self.graph.state
-        said = {"state": state.value, "generation": self.graph.generation, "hosts": living}
-        return JSONResponse(said, 200 if state is GraphState.READY else 503)
+        state, used = self.graph.state, {host.host_id for host in self.graph.hosts}
+        serves = state is GraphState.READY and used <= set(living)
+        said = {"state": state.value, "generation": self.graph.generation, "hosts": living, "serves": serves}
+        return JSONResponse(said, 200 if serves else 503)
 
     def actors(self) -> list:
         """Return the actors that serve now, for whoever wants to see what happens when one is lost."""

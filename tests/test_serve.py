@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from conftest import eventually
 from test_examples import EXAMPLES
 
 CLIENTS = 4
-STARTS_S = 90
+SLACK_S = 5  # for a machine that is slow meanwhile
 
 
 def descendants(pid: int) -> list[int]:
@@ -92,6 +93,10 @@ BAD = {
     "none": json.dumps({"images": []}).encode(),
     "out of range": json.dumps({"images": [[17] * 64]}).encode(),
     "not a number": b'{"images": [[' + b"NaN, " * 63 + b"NaN]]}",
+    "nested without end": b"[" * 100_000,
+    "strings of digits": json.dumps({"images": [["3"] * 64]}).encode(),
+    "booleans": json.dumps({"images": [[True] * 64]}).encode(),
+    "beyond any number": b'{"images": [[' + b"0, " * 63 + b"9" * 401 + b"]]}",
 }
 
 
@@ -101,6 +106,8 @@ def test_what_is_no_image_is_refused_with_a_reason_and_the_graph_goes_on(server)
         assert code == 400, name
         assert len(answer["error"]) > 10, name
     assert ask(server, "PUT", "/", b"{}")[0] == 405
+    assert ask(server, "POST", "/no/such/path", b"{}")[0] == 404
+    assert ask(server, "POST", "/", b" " * 1_000_001)[0] == 413
     code, answer = ask(server, "POST", "/", json.dumps({"images": [[0] * 64] * 3}))
     assert (code, len(answer["classes"])) == (200, 3)
 
@@ -110,7 +117,7 @@ def test_a_host_dies_under_load_and_no_image_is_given_a_wrong_class(server, monk
     from inference_loop import train
 
     _, images, _, expected = train()
-    assert ask(server) == (200, {"state": "ready", "generation": 0, "hosts": [0, 1, 2, 3]})
+    assert ask(server) == (200, {"state": "ready", "generation": 0, "hosts": [0, 1, 2, 3], "serves": True})
     victim, *others = hosts_of(server)
     assert len(others) == 3
 
@@ -128,3 +135,19 @@ def test_a_host_dies_under_load_and_no_image_is_given_a_wrong_class(server, monk
     assert healthy
     assert healthy[1]["generation"] == 1
     assert len(healthy[1]["hosts"]) == 3
+
+
+def test_health_tells_of_a_host_that_does_not_answer(server):
+    before = ask(server)[1]
+    assert before["serves"]
+    stopped = hosts_of(server)[-1]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        code, answer = ask(server)
+        assert time.monotonic() - started < 2 + SLACK_S
+        assert code == 503
+        assert len(answer["hosts"]) == len(before["hosts"]) - 1
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert eventually(lambda: ask(server)[1]["serves"], 10)

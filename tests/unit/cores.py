@@ -65,6 +65,7 @@ class Graph:
         self.ran_out: list[Any] = []
         self.unasked: list[JobStatus] = []
         self.next: Any = None
+        self.may_recover: threading.Event | None = None
         settings = effective_settings(GraphConfig(**{"get_timeout_s": 5, "submit_timeout_s": 5, **config}))
         self.core = GraphCore("echo", "test", settings, self, fail_fast=True, retry_preempted=retry_preempted)
         self.core.open(engine, MEMBERS)
@@ -81,6 +82,8 @@ class Graph:
         self.unasked.append(status)
 
     def recover(self, engine: Any) -> None:
+        if self.may_recover is not None:
+            assert self.may_recover.wait(30)
         if self.core.break_off(engine, self.why) and self.next is not None:
             self.core.happened(GraphEvent.REBUILD, "")
             self.core.open(self.next, MEMBERS)

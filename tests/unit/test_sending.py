@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION
 from typing import Any
 
 import pytest
@@ -11,8 +13,20 @@ from conftest import eventually
 from cores import CLOSED, Graph, Script, value
 from ray.exceptions import ActorDiedError, RayCgraphCapacityExceeded
 
-from cgexec import GraphClosedError, GraphFailedError, JobError, JobFailed, JobPreempted, JobSucceeded
-from cgexec.engine.protocol import Break, EngineBrokenError
+from cgexec import (
+    GraphClosedError,
+    GraphFailedError,
+    JobError,
+    JobFailed,
+    JobPreempted,
+    JobStatus,
+    JobSucceeded,
+    as_completed,
+    wait,
+)
+from cgexec.asynchronous import executed, submitted
+from cgexec.deadline import Deadline
+from cgexec.engine.protocol import Break, EngineBrokenError, Output, OutputError, OutputValue
 
 DIED = Break(((1, ActorDiedError()),), CLOSED)
 
@@ -56,20 +70,27 @@ def test_who_does_not_wait_is_sent_and_read_all_the_same(graphs: Any) -> None:
     assert engine.sent == [1, 2]
 
 
+class Writing(Script):
+    """Says when it has begun to send, and goes on when it may."""
+
+    def __init__(self, **steps: Any) -> None:
+        super().__init__(**steps)
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+
+    def send(self, encoded: Any, timeout_s: float) -> None:
+        self.begun.set()
+        assert self.may_go_on.wait(30)
+        super().send(encoded, timeout_s)
+
+
 def test_who_has_cancelled_is_not_sent_unless_it_is_being_sent(graphs: Any) -> None:
-    begun, may_go_on = threading.Event(), threading.Event()
-
-    def hesitate(number: int) -> None:
-        begun.set()
-        assert may_go_on.wait(30)
-
-    engine = Encoding(hesitate, collect=[value(1), value(3)])
+    engine = Writing(collect=[value(1), value(3)])
     core = graphs(engine).core
     first, second, third = [core.submit_later((number,), {}) for number in (1, 2, 3)]
-    assert begun.wait(30)
+    assert engine.begun.wait(30)
     core.withdraw(first)
     core.withdraw(second)
-    may_go_on.set()
+    engine.may_go_on.set()
     assert first.result() == [1, 1]
     assert third.result() == [3, 3]
     refused = second.status()
@@ -77,6 +98,53 @@ def test_who_has_cancelled_is_not_sent_unless_it_is_being_sent(graphs: Any) -> N
     assert "cancelled" in str(refused.error)
     assert refused.info.attempts == 0
     assert engine.sent == [1, 3]
+
+
+class Hesitation:
+    """Something to do meanwhile: says that it has begun, and goes on when it may."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+
+    def __call__(self, number: int) -> None:
+        if number == self.number:
+            self.begun.set()
+            assert self.may_go_on.wait(30)
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "late", "closed"])
+def test_what_ends_while_it_is_serialised_is_settled_at_once_and_not_sent(graphs: Any, ending: str) -> None:
+    hesitate = Hesitation(1)
+    engine = Encoding(hesitate, collect=[value(2)])
+    core = graphs(engine).core
+    first, second = [core.submit_later((number,), {}) for number in (1, 2)]
+    assert hesitate.begun.wait(30)
+    {"cancelled": core.withdraw, "late": core.refuse_late, "closed": lambda _: core.close()}[ending](first)
+    assert isinstance(first.status(0), JobError)
+    assert first.info.attempts == 0
+    hesitate.may_go_on.set()
+    if ending == "closed":
+        assert isinstance(second.status(0), JobError)
+        core.abandon(GraphClosedError("closed"))
+        core.stop_threads(30)
+        assert engine.sent == []
+    else:
+        assert second.result() == [2, 2]
+        assert engine.sent == [2]
+
+
+def test_an_answer_is_read_while_another_input_is_serialised(graphs: Any) -> None:
+    hesitate = Hesitation(2)
+    core = graphs(Encoding(hesitate, collect=[value(1), value(2)])).core
+    told = threading.Event()
+    first, second = [core.submit_later((number,), {}) for number in (1, 2)]
+    assert core.tell(first, told.set)
+    assert hesitate.begun.wait(30)
+    assert told.wait(30)
+    assert first.final is not None
+    hesitate.may_go_on.set()
+    assert second.result() == [2, 2]
 
 
 def test_closing_refuses_the_line_and_ends_its_threads(graphs: Any) -> None:
@@ -172,3 +240,197 @@ def test_an_error_that_is_no_loss_of_a_host_is_not_sent_again(graphs: Any) -> No
     status = graph.core.submit((1,), {}).status()
     assert isinstance(status, JobError)
     assert graph.next.sent == []
+
+
+def test_what_is_lost_while_it_is_sent_for_somebody_else_is_sent_again_once(graphs: Any) -> None:
+    graph = graphs(Script(send=[EngineBrokenError(CLOSED, sent=True)]), DIED, retry_preempted=5)
+    graph.next = Script(collect=[value(number) for number in (1, 2, 3)])
+    executions = [graph.core.submit_later((number,), {}) for number in (1, 2, 3)]
+    assert [execution.result() for execution in executions] == [[1, 1], [2, 2], [3, 3]]
+    assert graph.next.sent == [1, 2, 3]
+    assert graph.core.stats().in_line == 0
+
+
+def test_who_waits_for_what_is_sent_again_is_woken(graphs: Any) -> None:
+    graph = graphs(Script(collect=[EngineBrokenError(CLOSED)]), DIED, retry_preempted=1)
+    graph.next, graph.may_recover = Script(collect=[value(1)]), threading.Event()
+    execution = graph.core.submit((1,), {})
+    statuses: list[JobStatus] = []
+    waiting = threading.Thread(target=lambda: statuses.append(execution.status(-1)), daemon=True)
+    waiting.start()
+    assert eventually(lambda: graph.breaks and graph.core._changed._waiters)
+    graph.may_recover.set()
+    waiting.join(30)
+    assert statuses
+    assert isinstance(statuses[0], JobSucceeded)
+
+
+class Loading(Script):
+    """Its first output takes long to load, and the host is gone before that is done."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self.meanwhile = meanwhile
+
+    def collect(self, outputs: Any, timeout_s: float) -> None:
+        self.meanwhile()
+        outputs[:] = value(1).values()
+
+
+def test_what_is_read_when_it_has_been_lost_already_is_sent_again(graphs: Any) -> None:
+    hesitate = Hesitation(0)
+    engine = Loading(lambda: hesitate(0))
+    graph = graphs(engine, DIED, retry_preempted=1)
+    graph.next = Script(collect=[value(2), value(3)])
+    execution = graph.core.submit((1,), {})
+    statuses: list[JobStatus] = []
+    waiting = threading.Thread(target=lambda: statuses.append(execution.status()), daemon=True)
+    waiting.start()
+    assert hesitate.begun.wait(30)
+    graph.recover(engine)
+    hesitate.may_go_on.set()
+    waiting.join(30)
+    assert [status.result for status in statuses if isinstance(status, JobSucceeded)] == [[2, 2]]
+    assert graph.core.submit((2,), {}).result() == [3, 3]
+    assert graph.next.sent == [1, 2]
+
+
+def test_what_is_lost_again_stays_in_its_order(graphs: Any) -> None:
+    graph = graphs(Script(collect=[EngineBrokenError(CLOSED)]), DIED, retry_preempted=5)
+    hesitate = Hesitation(2)
+    second, third = Encoding(hesitate, collect=[{}] * 10_000), Script(collect=[value(1), value(2)])
+    graph.next = second
+    executions = [graph.core.submit((number,), {}) for number in (1, 2)]
+    assert isinstance(executions[0].status(0), JobError)  # looks, and finds the graph broken
+    assert hesitate.begun.wait(30)  # one has been sent again, two is about to be
+    graph.next = third
+    graph.broke(second, CLOSED)
+    assert eventually(lambda: graph.core.current_engine() is third)
+    hesitate.may_go_on.set()
+    assert [execution.result() for execution in executions] == [[1, 1], [2, 2]]
+    assert third.sent == [1, 2]
+
+
+def test_what_is_sent_again_is_what_was_submitted_whatever_has_become_of_it(graphs: Any) -> None:
+    graph = graphs(Script(collect=[EngineBrokenError(CLOSED)]), DIED, retry_preempted=1)
+    graph.next = Script(collect=[value(1)])
+    asked = [1, 2, 3]
+    execution = graph.core.submit((asked,), {})
+    asked.clear()
+    assert isinstance(execution.status(), JobSucceeded)
+    assert graph.next.sent == [[1, 2, 3]]
+
+
+class Nosy:
+    """An input that has a look at the graph as it goes."""
+
+    def __init__(self, core: Any) -> None:
+        self.core, self.seen = core, []
+
+    def __del__(self) -> None:
+        if self.core is not None:
+            self.seen.append(self.core.stats())
+
+    def __reduce__(self) -> Any:
+        return Nosy, (None,)
+
+
+def test_an_input_may_do_anything_as_it_goes(graphs: Any) -> None:
+    engine = Script(collect=[value(1)])
+    engine.encode = lambda _args, _kwargs: 1  # type: ignore[method-assign] # keeps nothing of it
+    core = graphs(engine).core
+    nosy = Nosy(core)
+    seen = nosy.seen
+    execution = core.submit_later((nosy,), {})
+    del nosy
+    assert execution.result() == [1, 1]
+    assert eventually(lambda: seen)
+
+
+def test_giving_up_leaves_no_signal_and_has_the_hosts_looked_after(graphs: Any) -> None:
+    graph = graphs(Script(collect=[{}] * 100_000))
+    execution = graph.core.submit((1,), {})
+
+    async def impatient() -> None:
+        for _ in range(5):
+            assert (await execution.status_async(0.001)).info.state == "pending"
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(execution.status_async(), 0.001)
+
+    asyncio.run(impatient())
+    assert execution.signals == ()
+    assert len(graph.ran_out) >= 10
+    told = len(graph.ran_out)
+    assert not wait([execution], 0).done
+    assert len(graph.ran_out) == told + 1
+
+
+def test_late_coroutines_are_refused_behind_what_takes_long_to_serialise(graphs: Any) -> None:
+    hesitate = Hesitation(1)
+    graph = graphs(Encoding(hesitate, collect=[value(1)]), submit_timeout_s=0.1)
+    core = graph.core
+
+    async def callers() -> list[JobStatus]:
+        first = asyncio.ensure_future(asyncio.to_thread(lambda: core.submit((1,), {}).status()))
+        await asyncio.to_thread(hesitate.begun.wait, 30)
+        statuses = [await executed(core, (2,), {}, 5), (await submitted(core, (3,), {})).status(0)]
+        hesitate.may_go_on.set()
+        return [*statuses, await first]
+
+    *late, answered = asyncio.run(callers())
+    for status in late:
+        assert isinstance(status, JobError)
+        assert isinstance(status.error, RayCgraphCapacityExceeded)
+        assert status.info.attempts == 0
+    assert graph.ran_out
+    assert isinstance(answered, (JobSucceeded, JobError))
+
+
+FAILED: dict[int, Output] = {0: OutputError(ValueError("no"), 0, "step"), 1: OutputValue(1)}
+
+
+def test_what_nobody_was_given_is_reported_however_they_had_waited(graphs: Any) -> None:
+    may_answer = threading.Event()
+
+    class Failing(Script):
+        def collect(self, outputs: Any, timeout_s: float) -> None:
+            if may_answer.wait(min(timeout_s, 0.05)):
+                outputs[:] = FAILED.values()
+
+    graph = graphs(Failing())
+    core = graph.core
+
+    async def impatient() -> None:
+        assert (await executed(core, (1,), {}, 0.001)).info.state == "pending"
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(core.submit((2,), {}).status_async(), 0.001)
+
+    asyncio.run(impatient())
+    may_answer.set()
+    core.drain(Deadline.after(30))
+    assert eventually(lambda: core.stats() and len(graph.unasked) == 2), graph.unasked
+
+
+def test_the_first_exception_is_enough_whichever_comes_first(graphs: Any) -> None:
+    for _ in range(10):  # sets have their own order
+        core = graphs(Script(collect=[FAILED, value(1)])).core
+        bad, good = core.submit((1,), {}), core.submit((2,), {})
+        assert isinstance(bad.status(), JobError)
+        assert isinstance(good.status(), JobSucceeded)
+        found = wait([bad, good, core.submit((3,), {})], 30, FIRST_EXCEPTION)
+        assert found.done == {bad, good}
+
+
+def test_a_look_sees_what_has_arrived(graphs: Any) -> None:
+    core = graphs(Script(collect=[value(1), value(2)])).core
+    first, second = core.submit((1,), {}), core.submit((2,), {})
+    assert wait([first], 0).done == {first}
+    assert list(as_completed([second], 0)) == [second]
+
+
+def test_a_callback_on_what_has_settled_may_raise(graphs: Any, caplog: Any) -> None:
+    core = graphs(Script(collect=[value(1)])).core
+    execution = core.submit((1,), {})
+    execution.result()
+    execution.add_done_callback(lambda _: 1 / 0)
+    assert "ZeroDivisionError" in caplog.text

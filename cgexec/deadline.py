@@ -23,6 +23,10 @@ class Deadline:
         """Return the seconds left: never negative, infinite if the deadline never passes."""
         return max(0.0, self.at - time.monotonic())
 
+    def late_s(self) -> float:
+        """Return for how many seconds it has passed; 0 if it has not."""
+        return max(0.0, time.monotonic() - self.at)
+
     def wait_s(self) -> float | None:
         """Return the seconds left as ``threading`` takes them: None for ever."""
         return None if self.at == math.inf else self.slice_s(threading.TIMEOUT_MAX)

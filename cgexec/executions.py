@@ -91,6 +91,7 @@ class Executions:
             self._settle_locked,
             self._sent_locked,
             overseer.broke,
+            self._has_room,
             retry_preempted,
         )
         self._lifecycle = Lifecycle()
@@ -121,7 +122,7 @@ class Executions:
         with self._changed:
             self._check_open_locked()
             failed = self._lifecycle.state is GraphState.FAILED
-            if not failed and (self._sender.line or not self._reader.look(self._has_room)):
+            if not failed and not self._reader.look(lambda: self._has_room(len(self._sender.line))):
                 return None
             execution = self._new_locked(args, kwargs)
             self._sender.send_in_turn(execution, Deadline.after(0))
@@ -171,9 +172,9 @@ class Executions:
         engine = self._reader.engine if self._lifecycle.state is GraphState.READY else None
         return None if engine is None or engine.broken else engine
 
-    def _has_room(self) -> bool:
+    def _has_room(self, ahead: int = 0) -> bool:
         engine = self._usable_engine()
-        return engine is not None and len(self._reader.in_flight) < engine.capacity
+        return engine is not None and len(self._reader.in_flight) + ahead < engine.capacity
 
     def _refuse_locked(self, execution: Execution, error: Exception) -> None:
         """Settle an execution of which nothing was sent."""

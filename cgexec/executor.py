@@ -157,8 +157,8 @@ class GraphExecutor:
     def try_submit(self, /, *args: Any, **kwargs: Any) -> Execution | None:
         """Send one execution if that needs no waiting, and return its handle; None if the graph is full, or not ready.
 
-        None, too, while anybody else is in line, be it only to be sent. An input that cannot be sent, and a graph that
-        has failed, answer with an Execution that has settled, as ``submit`` does.
+        Those in line come first. An input that cannot be sent, and a graph that has failed, answer with an Execution
+        that has settled, as ``submit`` does.
 
         Raises:
             GraphClosedError: the graph is closed.

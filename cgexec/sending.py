@@ -34,6 +34,7 @@ from cgexec.reading import OnBreak, Reader, condemn
 from cgexec.status import JobStatus
 
 _FOR_EVER = Deadline.after(-1)
+_FOR_ITS_TURN_S = 0.1  # beyond its deadline, for one that has a slot as soon as those before it have been written
 
 Admit = Callable[[Execution, bool, bool], Engine | None]
 
@@ -42,7 +43,8 @@ class Sender:
     """The executions that wait to be sent. Called with the lock of ``changed`` held; sends without it.
 
     ``admit(execution, its_turn, late)`` returns the engine to send it on now, or None; it may settle the execution
-    instead, and does if it is ``late``. It raises GraphClosedError if a thread waits. Whoever is told by ``settle`` or
+    instead, and does if it is ``late``. It raises GraphClosedError if the graph is closed. ``has_room(ahead)``: whether
+    there is a slot for one more when so many others have been sent. Whoever is told by ``settle`` or
     ``sent`` has the execution ``leave``.
     """
 
@@ -54,6 +56,7 @@ class Sender:
         settle: Callable[[Execution, JobStatus], None],
         sent: Callable[[Engine, Execution], None],
         on_break: OnBreak,
+        has_room: Callable[[int], bool],
         retries: int,
     ) -> None:
         self.line: list[Execution] = []
@@ -64,6 +67,7 @@ class Sender:
         self._settle = settle
         self._sent = sent
         self._on_break = on_break
+        self._has_room = has_room
         self._retries = retries
 
     def join(self, execution: Execution) -> None:
@@ -84,7 +88,11 @@ class Sender:
         self.join(execution)
         try:
             while execution.is_in_line() and execution.submit_by is None:
-                if not self._advance(execution, deadline):
+                if self._advance(execution, deadline):
+                    continue
+                if deadline.remaining_s() == 0:
+                    self._changed.wait(_FOR_ITS_TURN_S)
+                else:
                     self._reader.read_or_wait(deadline)
         except BaseException as error:
             execution.collected = True  # who submitted it is told, and has no handle
@@ -115,7 +123,9 @@ class Sender:
 
     def _advance(self, execution: Execution, deadline: Deadline) -> bool:
         """Send the execution if that can be done now; return whether anything was done, and is to be looked at."""
-        engine = self._admit(execution, self.line[0] is execution, deadline.remaining_s() == 0)
+        ahead = bisect_left(self.line, execution.number, key=_number)
+        about_to = ahead > 0 and deadline.late_s() < _FOR_ITS_TURN_S and self._has_room(ahead)
+        engine = self._admit(execution, ahead == 0, deadline.remaining_s() == 0 and not about_to)
         if engine is not None:
             self._send(engine, execution, deadline)
         return engine is not None or not execution.is_in_line()

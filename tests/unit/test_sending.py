@@ -22,6 +22,7 @@ from cgexec import (
     JobStatus,
     JobSucceeded,
     as_completed,
+    sending,
     wait,
 )
 from cgexec.asynchronous import executed, submitted
@@ -434,3 +435,37 @@ def test_a_callback_on_what_has_settled_may_raise(graphs: Any, caplog: Any) -> N
     execution.result()
     execution.add_done_callback(lambda _: 1 / 0)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_who_will_not_wait_for_a_slot_waits_for_those_before_to_be_sent(graphs: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sending, "_FOR_ITS_TURN_S", 30.0)
+    hesitate = Hesitation(0)
+    core = graphs(Encoding(hesitate), submit_timeout_s=0).core
+    threads = [threading.Thread(target=core.submit, args=((0,), {}))]
+    threads[0].start()
+    assert hesitate.begun.wait(30)
+    found: list[Any] = []
+    threads.append(threading.Thread(target=lambda: found.append(core.try_submit((1,), {}))))
+    threads[1].start()
+    assert eventually(lambda: core.stats().in_line == 2)
+    hesitate.may_go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert core.stats().in_flight == 2
+    assert found[0] is not None
+    assert core.try_submit((2,), {}) is None, "it is full"
+
+
+def test_who_will_not_wait_does_not_wait_for_long_for_those_before(graphs: Any) -> None:
+    hesitate = Hesitation(0)
+    core = graphs(Encoding(hesitate), submit_timeout_s=0).core
+    slow = threading.Thread(target=core.submit, args=((0,), {}))
+    slow.start()
+    assert hesitate.begun.wait(30)
+    assert core.try_submit((1,), {}) is None
+    refused = core.submit((2,), {}).status(0)
+    assert isinstance(refused.error, RayCgraphCapacityExceeded)
+    assert "1 others in line" in str(refused.error)
+    hesitate.may_go_on.set()
+    slow.join(30)
+    assert core.stats().in_flight == 1

@@ -76,7 +76,9 @@ class Sender:
 
     def leave(self, execution: Execution) -> None:
         """Take an execution out of the line: it has been sent, or has settled."""
-        del self.line[bisect_left(self.line, execution.number, key=_number)]
+        place = bisect_left(self.line, execution.number, key=_number)
+        if self.line[place : place + 1] == [execution]:  # else Ctrl-C came before it had joined
+            del self.line[place]
         if self.line:
             self._changed.notify_all()
 
@@ -85,8 +87,8 @@ class Sender:
 
         Returns when the execution has been sent, or has settled unsent, or is for the pump to send again.
         """
-        self.join(execution)
         try:
+            self.join(execution)
             while execution.is_in_line() and execution.submit_by is None:
                 if self._advance(execution, deadline):
                     continue

@@ -390,7 +390,7 @@ class Executions:
         if retries and execution.final is None and self._lifecycle.state is not GraphState.CLOSED:
             execution.sent, execution.submit_by, execution.error_seen_at = False, Deadline.after(-1), None
             self._reader.spent.append(execution.received)
-            execution.received = []
+            execution.received = [None] * len(execution.received)
             self._tally.retried += 1
             self._sender.join(execution)
             self._pump.wake()

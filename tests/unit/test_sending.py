@@ -260,6 +260,7 @@ def test_who_waits_for_what_is_sent_again_is_woken(graphs: Any) -> None:
     waiting = threading.Thread(target=lambda: statuses.append(execution.status(-1)), daemon=True)
     waiting.start()
     assert eventually(lambda: graph.breaks and graph.core._changed._waiters)
+    assert [status.info.state for status in execution.outputs(0)] == ["pending"] * 2
     graph.may_recover.set()
     waiting.join(30)
     assert statuses

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeoutError
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ from cgexec import (
     as_completed,
     wait,
 )
-from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process
+from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process, resume
 
 pytestmark = pytest.mark.clause("C8")
 
@@ -516,6 +517,48 @@ def test_what_meets_a_death_in_every_generation_is_sent_again_no_more_than_was_s
     assert (status.info.attempts, status.info.generation) == (2, 1)
     assert [lost.info.host_id for lost in status.info.lost_hosts] == [1]
     trial.rebuilt(2)
+
+
+@pytest.mark.clause("C2")
+def test_what_is_lost_while_it_is_sent_is_sent_again_once(open_trial, monkeypatch):
+    trial = open_trial("fan", retry_preempted=2)
+    engine = trial.graph._core.current_engine()
+    send = engine.send
+
+    def and_a_host_dies(encoded, timeout_s):
+        send(encoded, timeout_s)
+        trial.befall("killed")
+        assert eventually(lambda: trial.graph._core.current_engine() is not engine)
+
+    monkeypatch.setattr(engine, "send", and_a_host_dies)
+    messages = [trial.message() for _ in range(6)]
+
+    async def callers():
+        return await asyncio.gather(*(trial.graph.execute_async(message, timeout_s=LONG_S) for message in messages))
+
+    for message, status in zip(messages, asyncio.run(callers()), strict=True):
+        check(trial, message, status)
+        assert status.info.attempts == (2 if message is messages[0] else 1)
+    for actor in trial.graph.actors:
+        assert given_to(actor)[-6:] == [message.number for message in messages]
+        assert len(given_to(actor)) <= 7
+
+
+@pytest.mark.clause("C5")
+def test_a_stopped_host_is_lost_though_coroutines_keep_deadlines_of_their_own(open_trial):
+    trial = open_trial("fan", max_inflight=2)
+    trial.befall("stopped", 1)
+
+    async def callers():
+        until = time.monotonic() + LONG_S
+        while trial.graph.generation == 0 and time.monotonic() < until:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(trial.graph.execute_async(trial.message()), 0.1)
+
+    asyncio.run(callers())
+    trial.rebuilt()
+    resume(trial.actors[1], trial.pids[1])
+    assert [lost.info.host_id for lost in trial.graph.lost_hosts] == [1]
 
 
 # -- a driver that is an actor or a task, and several graphs -----------------------------------------------------------

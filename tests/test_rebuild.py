@@ -28,7 +28,7 @@ from cgexec import (
     chain,
     fan_out,
 )
-from cgexec.engine import build, compilation
+from cgexec.engine import build, compilation, preparation
 from cgexec.engine.compilation import compile_graph
 from cgexec.lifecycle import GraphEvent
 
@@ -541,3 +541,22 @@ def test_a_spare_host_takes_over(small, spawn):
         ray.kill(graph.actors[0])
         assert rebuilt(graph, 1)
         assert graph.execute(request(2)).result == (2, {}, (1,))
+
+
+def test_an_actor_that_is_asked_before_its_loop_has_reached_it_lets_the_loop_in(spawn, small, monkeypatch):
+    """Ray may hand an actor its loop after the question whether the loop has settled in, and only one at a time."""
+    compile_now, asked = build._compile, []
+
+    def ask_first(session, recipe, bound, members, hub, *rest):
+        num_tasks = {member.info.host_id: 1 for member in members}
+        ask = lambda: asked.append(preparation.await_loops(session, members, hub.key, num_tasks, 30.0))  # noqa: E731
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.2)  # the question is to be there first
+        return compile_now(session, recipe, bound, members, hub, *rest)
+
+    monkeypatch.setattr(build, "_compile", ask_first)
+    with GraphExecutor(spawn(2), fan_out("work"), config=small) as graph:
+        assert eventually(lambda: asked)
+        assert asked == [{0: "", 1: ""}]
+        assert graph.execute(request(1)).result == [(1, {}, (0,)), (1, {}, (1,))]

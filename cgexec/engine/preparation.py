@@ -43,6 +43,7 @@ from cgexec.isolation import bare
 
 _LOOP_POLL_S = 0.02
 _LOOK_S = 0.1  # in one go, so that a shutdown of Ray is noticed
+_SETTLE_S = 0.1  # for an actor to settle in, in one go
 _LEAVING_S = 2.0  # for the loop of another graph that ends; one that is inside a method may take longer
 
 
@@ -223,15 +224,17 @@ def end_graph(_instance: Any, graph_id: str, hub: Hub | None = None) -> None:
         each.shut()
 
 
-def settle_in(_instance: Any, key: GraphKey, num_tasks: int, timeout_s: float) -> str:
+def settle_in(_instance: Any, key: GraphKey, num_tasks: int, timeout_s: float) -> tuple[str, bool]:
     """Wait until every task of this actor's loop has its channels open and connected. *In the actor.*
 
-    Returns what is missing; nothing, as a rule.
+    Returns what is missing, nothing as a rule; and whether that is for good.
     """
     try:
-        return find_hub(key).missing_after(num_tasks, Deadline.after(timeout_s))
+        hub = find_hub(key)
     except HubClosedError as error:
-        return str(error)
+        return str(error), True
+    missing = hub.missing_after(num_tasks, Deadline.after(timeout_s))
+    return missing, not missing or hub.closed
 
 
 def _call_all(
@@ -309,13 +312,30 @@ def await_loops(
     num_tasks: Mapping[int, int],
     timeout_s: float,
 ) -> dict[int, str | Exception]:
-    """Wait, in parallel, for every actor to settle in; ``num_tasks``: how many each host has."""
-    return call_all(
-        session,
-        members,
-        timeout_s,
-        lambda member: member.actor.__ray_call__.remote(settle_in, key, num_tasks[member.info.host_id], timeout_s),
-    )
+    """Wait, in parallel, for every actor to settle in; ``num_tasks``: how many each host has.
+
+    Returns, for each, what is missing when the time is up. An actor is asked again and again: its loop, which Ray runs
+    in a concurrency group of its own, may reach it later than the question, and while the actor's main thread waits it
+    hands nothing on to any group.
+    """
+    deadline, found = Deadline.after(timeout_s), dict[int, str | Exception]()
+    left = list(members)
+    while left:
+        slice_s = min(_SETTLE_S, deadline.remaining_s() / 2)  # and as long again to say so
+        replies = call_all(
+            session,
+            left,
+            deadline.remaining_s(),
+            lambda member, slice_s=slice_s: member.actor.__ray_call__.remote(  # type: ignore[misc]
+                settle_in, key, num_tasks[member.info.host_id], slice_s
+            ),
+        )
+        for member in list(left):
+            reply = replies[member.info.host_id]
+            found[member.info.host_id], final = (reply, True) if isinstance(reply, Exception) else reply
+            if final or deadline.remaining_s() < 2 * _SETTLE_S:
+                left.remove(member)
+    return found
 
 
 def obstacles_among(replies: Mapping[int, object]) -> str:

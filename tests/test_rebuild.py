@@ -392,7 +392,8 @@ def test_a_builder_that_cannot_go_on_fails_the_graph_with_its_reason(small, spaw
 @pytest.mark.parametrize("retries", [0, -1], ids=["", "and whose tasks it retries"])
 def test_an_actor_that_ray_restarts_stays_in_its_position_and_is_reported_as_lost(small, spawn, retries):
     actors = spawn(2, max_restarts=1, max_task_retries=retries)
-    with GraphExecutor(actors, fan_out("work"), config=small) as graph:
+    policy = RebuildPolicy(probe_timeout_s=30)  # a process may take long to start
+    with GraphExecutor(actors, fan_out("work"), config=small, policy=policy) as graph:
         assert labels_in(graph.execute(request(1)).result) == [(0,), (1,)]
         status = graph.execute(request(2, {1: ("exit", 1)}), timeout_s=60)
         assert isinstance(status, JobPreempted)

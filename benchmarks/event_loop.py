@@ -6,28 +6,18 @@ A heartbeat sleeps for a millisecond again and again; the longest time between t
 take turns: nothing at all, a raw Compiled Graph with ``execute_async``, and cgexec, which loses a host in the end.
 """
 
-import argparse
 import asyncio
-import json
-import os
-import platform
 import statistics
 import time
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray.dag import InputNode
 
+from benchmarks import report
+from benchmarks.report import Echo
 from cgexec import GraphExecutor, GraphState, chain, fan_out
 
 ROUNDS, SECONDS, CALLERS, BEAT_S = 5, 2.0, 8, 0.001
-
-
-@ray.remote(num_cpus=0)
-class Echo:
-    def echo(self, message):
-        return message
 
 
 async def heartbeat(gaps):
@@ -126,10 +116,8 @@ async def measure():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
-    options = parser.parse_args()
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    options = report.options(__doc__)
+    report.start_ray()
     results = {}
     for name, (longest, every, done) in asyncio.run(measure()).items():
         p99 = statistics.quantiles(every, n=100)[98]
@@ -140,10 +128,7 @@ def main():
             f"{row['calls']:6.0f} calls"
         )
     ray.shutdown()
-    if options.json:
-        about = {"python": platform.python_version(), "ray": ray.__version__, "cores": os.cpu_count()}
-        with open(options.json, "w") as file:
-            json.dump({"about": about, "results": results}, file, indent=1)
+    report.write(options.json, results)
 
 
 if __name__ == "__main__":

@@ -6,28 +6,18 @@ Every contestant runs the same method over actors of its own on the same machine
 each, so that a machine that slows down slows all of them alike; the ratios to the raw graph are what counts.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import time
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray.dag import InputNode, MultiOutputNode
 
+from benchmarks import report
+from benchmarks.report import Echo
 from cgexec import GraphConfig, GraphExecutor, chain, fan_out
 
 ROUNDS, CALLS, WARM_UP = 5, 200, 100
 SHAPES = {"1 actor": (chain, 1), "fan of 4": (fan_out, 4), "chain of 4": (chain, 4)}
-
-
-@ray.remote(num_cpus=0)
-class Echo:
-    def echo(self, message):
-        return message
 
 
 def classic(shape, actors):
@@ -101,10 +91,8 @@ def summary(taken):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
-    options = parser.parse_args()
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    options = report.options(__doc__)
+    report.start_ray()
     results = {}
     for name, (shape, num_actors) in SHAPES.items():
         results[name] = summary(measure(shape, num_actors))
@@ -112,10 +100,7 @@ def main():
             figures = f"{row['median_us']:9.0f} {row['p90_us']:9.0f} {row['p99_us']:9.0f}"
             print(f"{name:12s} {contestant:8s} {figures} us   ratio {row['ratio_to_raw']:.2f}")
     ray.shutdown()
-    if options.json:
-        about = {"python": platform.python_version(), "ray": ray.__version__, "cores": os.cpu_count()}
-        with open(options.json, "w") as file:
-            json.dump({"about": about, "results": results}, file, indent=1)
+    report.write(options.json, results)
 
 
 if __name__ == "__main__":

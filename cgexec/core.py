@@ -86,10 +86,7 @@ class GraphCore(Executions):
             self._reader.engine, self._why, self._failure = None, why, why.error
             if self._lifecycle.state is GraphState.READY:
                 self._lifecycle.apply(GraphEvent.SYSTEM_ERROR, time.monotonic(), _one_line(why.error))
-            while self._reader.in_flight:
-                self._reader.spent.append(self._reader.in_flight[0])
-                self._lose_locked(self._reader.in_flight.popleft())
-            self._changed.notify_all()
+            self._lose_in_flight_locked()
             return True
 
     def happened(self, event: GraphEvent, detail: str) -> bool:
@@ -131,11 +128,15 @@ class GraphCore(Executions):
         with self._changed:
             self._changed.wait_for(lambda: not self._reader.reading, 5 * LONGEST_WAIT_S)
             engine, self._reader.engine, self._why = self._reader.engine, None, Break((), error)
-            while self._reader.in_flight:
-                self._reader.spent.append(self._reader.in_flight[0])
-                self._lose_locked(self._reader.in_flight.popleft())
-            self._changed.notify_all()
+            self._lose_in_flight_locked()
             return engine
+
+    def _lose_in_flight_locked(self) -> None:
+        while self._reader.in_flight:
+            execution = self._reader.in_flight.popleft()
+            self._reader.spent.append(execution)
+            self._lose_locked(execution)
+        self._changed.notify_all()
 
     def _end_locked(self, error: Exception) -> None:
         """Settle what was not sent, and will not be; threads that wait in line find out by themselves."""

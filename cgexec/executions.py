@@ -162,7 +162,7 @@ class Executions:
     def _refuse_late_locked(self, execution: Execution) -> None:
         """Settle an execution whose submit timeout has run out."""
         self._refuse_locked(execution, self._no_room() if self._usable_engine() else self._not_ready())
-        self._say_that_a_wait_ran_out()
+        self.gave_up()
 
     def _check_open_locked(self) -> None:
         if self._lifecycle.state is GraphState.CLOSED:
@@ -253,10 +253,7 @@ class Executions:
             self._changed.wait_for(lambda: self._lifecycle.state not in _DOWN, deadline.wait_s())
 
     def gave_up(self) -> None:
-        """Somebody does not wait any longer for what has not settled."""
-        self._say_that_a_wait_ran_out()
-
-    def _say_that_a_wait_ran_out(self) -> None:
+        """Somebody does not wait any longer for what has not settled: have the hosts looked after."""
         engine = self._reader.engine
         if engine is not None:
             self._overseer.wait_ran_out(engine)
@@ -268,7 +265,7 @@ class Executions:
         return execution.final
 
     def _ran_out_locked(self, execution: Execution, waited_s: float) -> JobStatus:
-        self._say_that_a_wait_ran_out()
+        self.gave_up()
         self._tally.waits_ran_out += 1
         self._lifecycle.apply(GraphEvent.WAIT_RAN_OUT, time.monotonic(), f"execution {execution.number}")
         ahead = next((place for place, other in enumerate(self._reader.in_flight) if other is execution), 0)

@@ -87,9 +87,7 @@ class Supervisor:
         self._policy = policy
         self._membership = Membership(name, backend, policy)
         self._watch = Watch(name, policy, lambda engine, why: self._events.put(_GivenUp(engine, why)))
-        self._events: queue.SimpleQueue[_Broke | _GivenUp | _Requested | _NeverCollected | _Forgotten | _Stop] = (
-            queue.SimpleQueue()
-        )
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"cgexec-supervisor-{name}", daemon=True)
         self._stopping = threading.Event()
         self._ended = threading.Event()

@@ -12,15 +12,7 @@ from typing import Any, ClassVar
 
 from conftest import eventually
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 from matrix import without_orders
 
 from cgexec import (

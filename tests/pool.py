@@ -16,6 +16,7 @@ WAYS = {
     "ray": GraphConfig(max_inflight=4, teardown_timeout_s=2.0, transport="ray", buffer_size_bytes=10_000),
     "calls": GraphConfig(max_inflight=4, teardown_timeout_s=2.0, engine="actor_calls"),
 }
+LOCAL = GraphConfig(engine="in_process", max_inflight=4, teardown_timeout_s=0.5)
 MOST_SPARE = 3
 
 

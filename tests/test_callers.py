@@ -20,14 +20,13 @@ import ray
 import uvloop
 from conftest import eventually, our_threads
 from matrix import Trial, without_orders
-from pool import WAYS, check_that_nothing_is_left, check_that_nothing_is_open
+from pool import LOCAL, WAYS, check_that_nothing_is_left, check_that_nothing_is_open
 from ray import cloudpickle
 from ray.exceptions import RayCgraphCapacityExceeded
 
 from cgexec import (
     Execution,
     GraphClosedError,
-    GraphConfig,
     GraphExecutor,
     JobError,
     JobFailed,
@@ -41,7 +40,6 @@ from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process, 
 
 pytestmark = pytest.mark.clause("C8")
 
-LOCAL = GraphConfig(engine="in_process", max_inflight=4, teardown_timeout_s=0.5)
 EVERY_WAY = {**WAYS, "in-process": LOCAL}
 LONG_S = 60.0
 

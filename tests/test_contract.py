@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import ray
 from matrix import Trial, without_orders
-from pool import WAYS, Pool, check_that_nothing_is_left, check_that_nothing_is_open
+from pool import LOCAL, WAYS, Pool, check_that_nothing_is_left, check_that_nothing_is_open
 
 from cgexec import (
     GraphClosedError,
-    GraphConfig,
     GraphExecutor,
     JobError,
     JobFailed,
@@ -27,7 +26,6 @@ from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process
 
 pytestmark = pytest.mark.clause("C8")
 
-LOCAL = GraphConfig(engine="in_process", max_inflight=4, teardown_timeout_s=0.5)
 EVERY_WAY = {**WAYS, "in-process": LOCAL, "in-process-inline": LOCAL}
 
 # What cannot be shown, by (the clause's test, the way), and why.

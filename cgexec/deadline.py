@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
 class Deadline:
     """A moment on the monotonic clock; ``math.inf`` never passes."""
 
-    at: float
+    __slots__ = ("at",)
+
+    def __init__(self, at: float) -> None:
+        self.at = at
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:

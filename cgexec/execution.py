@@ -180,16 +180,11 @@ class Execution:
             return self.final.info  # type: ignore[return-value] # an execution settles with an ExecutionInfo
         return self.draft_info()
 
-    def draft_info(self) -> ExecutionInfo:
-        """Return the info of an execution that has not settled."""
+    def draft_info(self, *, state: str = "pending", **fields: Any) -> ExecutionInfo:
+        """Return the info of an execution that has not settled, with these fields."""
+        elapsed_s = time.monotonic() - self.submitted_at
         return ExecutionInfo(
-            name=self._name,
-            state="pending",
-            kind=self._kind,
-            execution=self.number,
-            generation=self.generation,
-            attempts=self.attempts,
-            elapsed_s=time.monotonic() - self.submitted_at,
+            self._name, state, self._kind, self.number, self.generation, self.attempts, elapsed_s, **fields
         )
 
     def is_in_line(self) -> bool:
@@ -202,7 +197,10 @@ class Execution:
 
     def has_error(self) -> bool:
         """Return whether any output that has arrived is an error."""
-        return any(isinstance(output, OutputError) for output in self.received)
+        for output in self.received:  # noqa: SIM110 - as any() does, in half the time
+            if isinstance(output, OutputError):
+                return True
+        return False
 
     def __del__(self) -> None:
         """Say so if nobody has asked what became of it and it did not succeed."""

@@ -16,7 +16,6 @@ who reads (``reading``). Who waits in a thread does both by itself; the ``pump``
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 from ray.exceptions import RayChannelError
 
 from cgexec.asynchronous import outcome
+from cgexec.changed import Changed
 from cgexec.classify import Verdict
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Break, Engine, Member
@@ -82,7 +82,7 @@ class Executions:
         self.settings = settings
         self._overseer = overseer
         self._retry_preempted = retry_preempted
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = Changed()
         self._reader = Reader(self._changed, fail_fast, self._settle_locked, overseer.broke)
         self._sender = Sender(
             self._changed,

@@ -9,7 +9,6 @@ import functools
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -62,11 +61,20 @@ def acquire_whatever_interrupts(lock: Any) -> None:
         raise interruption
 
 
-@contextmanager
-def unlocked(lock: Any) -> Iterator[None]:
+class unlocked:  # noqa: N801 - used as a function is
     """Let go of ``lock`` for as long as the block lasts; whatever ends the block, it is held again afterwards."""
-    lock.release()
-    try:
-        yield
-    finally:
-        acquire_whatever_interrupts(lock)
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        try:
+            self._lock.release()
+        except BaseException:  # an interruption, which comes as the lock has been let go of
+            acquire_whatever_interrupts(self._lock)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        acquire_whatever_interrupts(self._lock)

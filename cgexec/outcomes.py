@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ray.exceptions import RayCgraphCapacityExceeded, RayChannelTimeoutError
@@ -77,16 +77,21 @@ def failures_in(outputs: Sequence[Output | None], hosts: Mapping[int, HostInfo])
 
 
 def status_of_outputs(
-    info: ExecutionInfo, spec: GraphSpec, outputs: Sequence[Output | None], hosts: Mapping[int, HostInfo]
+    info: Callable[..., ExecutionInfo], spec: GraphSpec, outputs: Sequence[Output | None], hosts: Mapping[int, HostInfo]
 ) -> JobStatus:
-    """Return the status of an execution: of its first error in output order, or of its result if it has none."""
-    first = next((output for output in outputs if isinstance(output, OutputError)), None)
-    if first is None:
-        values = [output.value for output in outputs if isinstance(output, OutputValue)]
-        return JobSucceeded(replace(info, state="succeeded"), values if spec.returns_list else values[0])
-    failure = _failure(first, hosts)
-    info = replace(info, host=failure.host, method=failure.method, failures=failures_in(outputs, hosts))
-    return failed_status(info, classify(first.error, Place.OUTPUT), first.error)
+    """Return the status of an execution: of its first error in output order, or of its result if it has none.
+
+    ``info(**fields)`` is what is known of it, with these fields.
+    """
+    values = []
+    for output in outputs:
+        if isinstance(output, OutputError):
+            failure = _failure(output, hosts)
+            known = info(host=failure.host, method=failure.method, failures=failures_in(outputs, hosts))
+            return failed_status(known, classify(output.error, Place.OUTPUT), output.error)
+        if output is not None:
+            values.append(output.value)
+    return JobSucceeded(info(state="succeeded"), values if spec.returns_list else values[0])
 
 
 def status_of_output(

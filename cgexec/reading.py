@@ -124,7 +124,7 @@ class Reader:
             head.error_seen_at = time.monotonic()
         overdue = head.error_seen_at is not None and time.monotonic() >= head.error_seen_at + FAIL_FAST_GRACE_S
         if head.final is None and head.spec is not None and (complete or (self._fail_fast and overdue)):
-            self._settle(head, status_of_outputs(head.draft_info(), head.spec, head.received, head.hosts))
+            self._settle(head, status_of_outputs(head.draft_info, head.spec, head.received, head.hosts))
         if complete:
             head.complete = True
             self.spent.append(self.in_flight.popleft())

@@ -45,7 +45,7 @@ class Kind(IntEnum):
     FORGET = 4  # nothing: the segment it names is not used any more
 
 
-_KINDS = frozenset(Kind)
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ def unpack_header(data: Bytes, start: int = 0) -> Header:
         raise FrameError(f"kind {kind}, flags {flags}")
     if num_buffers > MOST_BUFFERS or region_bytes > MOST_BYTES or 8 * num_buffers + payload_bytes > region_bytes:
         raise FrameError(f"{num_buffers} buffers and {payload_bytes} bytes in a region of {region_bytes} bytes")
-    return Header(Kind(kind), bool(flags), generation, num_buffers, segment, execution, payload_bytes, region_bytes)
+    return Header(_KINDS[kind], bool(flags), generation, num_buffers, segment, execution, payload_bytes, region_bytes)
 
 
 def unpack_region(header: Header, region: memoryview, shared: memoryview | None = None) -> Frame:

@@ -55,6 +55,8 @@ class InputSpec:
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise TypeError if ``args`` and ``kwargs`` are not what the graph takes; says what it does take."""
+        if len(args) == self.num_positional and kwargs.keys() == self.keywords:
+            return
         missing = sorted(self.keywords - kwargs.keys())
         unknown = sorted(kwargs.keys() - self.keywords)
         problems = []

@@ -39,7 +39,10 @@ from cgexec.engine.segments import Mappings, Segment
 _CHUNK_BYTES = 1 << 16
 _MOST_DESCRIPTORS = 8  # received and not yet asked for: each comes with the first byte of its frame
 _MOST_PIECES = 512  # for one call of sendmsg; Linux takes 1024
-_NOT_NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+# As plain integers: what an enum's members are combined with is looked up at every use.
+_DONT_WAIT = int(socket.MSG_DONTWAIT)
+_NOT_NOW = _DONT_WAIT | int(socket.MSG_NOSIGNAL)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _RELEASE = struct.Struct("<I")
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 
@@ -137,6 +140,8 @@ class Wire:
             if self._shut:
                 raise WireClosedError("the connection was closed")
             sent = 0 if self._unsent else self._try(pieces, descriptor)
+            if len(pieces) == 1 and sent == len(pieces[0]):
+                return
             left = _behind(pieces, sent)
             if not left:
                 return
@@ -185,7 +190,7 @@ class Wire:
         if not self._announced:
             return []
         try:
-            data = self.sock.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
+            data = self.sock.recv(_CHUNK_BYTES, _DONT_WAIT)
         except OSError:
             return []
         return [number for (number,) in _RELEASE.iter_unpack(data[: len(data) // 4 * 4])]
@@ -199,6 +204,8 @@ class Wire:
 
     def buffered(self) -> Frame | None:
         """Return the next frame if it has been received already. Raises as ``receive``."""
+        if not self._data and self._header is None and not self._no_frame:
+            return None
         return self._received(None)
 
     def receive(self, *, block: bool) -> Frame | None:
@@ -207,7 +214,7 @@ class Wire:
         Raises:
             WireClosedError: the connection has ended, and every whole frame that came before has been returned.
         """
-        return self._received(0 if block else socket.MSG_DONTWAIT)
+        return self._received(0 if block else _DONT_WAIT)
 
     def _received(self, flags: int | None) -> Frame | None:
         if self._no_frame:
@@ -293,7 +300,7 @@ class Wire:
     def _receive_chunk(self, flags: int) -> bytes:
         if not self.passes_descriptors:
             return self.sock.recv(_CHUNK_BYTES, flags)
-        data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, 4 * _ONE_DESCRIPTOR, flags | socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, 4 * _ONE_DESCRIPTOR, flags | _CLOSE_ON_EXEC)
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 received = array.array("i")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from ray.exceptions import (
@@ -66,7 +67,7 @@ VALUE = OutputValue("value")
     ],
 )
 def test_values_become_the_result_in_output_order(spec: GraphSpec, outputs: list[Output], result: object) -> None:
-    status = status_of_outputs(INFO, spec, outputs, HOSTS)
+    status = status_of_outputs(partial(replace, INFO), spec, outputs, HOSTS)
     assert isinstance(status, JobSucceeded)
     assert status.info == replace(INFO, state="succeeded")
     assert status.result == result
@@ -74,7 +75,7 @@ def test_values_become_the_result_in_output_order(spec: GraphSpec, outputs: list
 
 def test_an_exception_that_was_returned_and_not_raised_is_a_value() -> None:
     error = ValueError("returned")
-    assert status_of_outputs(INFO, ONE, [OutputValue(error)], HOSTS) == JobSucceeded(
+    assert status_of_outputs(partial(replace, INFO), ONE, [OutputValue(error)], HOSTS) == JobSucceeded(
         replace(INFO, state="succeeded"), error
     )
 
@@ -98,7 +99,7 @@ MET_A_DEATH = RayTaskError("f", "tb", ActorDiedError(), proctitle="w", pid=1, ip
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 def test_an_error_in_the_place_of_an_output_decides(error: Exception, cls: type[JobStatus], state: str) -> None:
-    status = status_of_outputs(INFO, SPEC, [VALUE, failed_at(2, "load", error), VALUE], HOSTS)
+    status = status_of_outputs(partial(replace, INFO), SPEC, [VALUE, failed_at(2, "load", error), VALUE], HOSTS)
     assert type(status) is cls
     assert isinstance(status, (JobFailed, JobError))
     assert status.error is error
@@ -108,7 +109,9 @@ def test_an_error_in_the_place_of_an_output_decides(error: Exception, cls: type[
 
 def test_the_first_error_in_output_order_decides_and_all_are_listed() -> None:
     first, second = task_error("first"), task_error("second")
-    status = status_of_outputs(INFO, SPEC, [failed_at(0, error=first), VALUE, failed_at(5, error=second)], HOSTS)
+    status = status_of_outputs(
+        partial(replace, INFO), SPEC, [failed_at(0, error=first), VALUE, failed_at(5, error=second)], HOSTS
+    )
     assert isinstance(status, JobFailed)
     assert status.error is first
     assert isinstance(status.info, ExecutionInfo)
@@ -117,13 +120,13 @@ def test_the_first_error_in_output_order_decides_and_all_are_listed() -> None:
 
 
 def test_what_has_not_arrived_does_not_hide_an_error() -> None:
-    status = status_of_outputs(INFO, SPEC, [None, failed_at(2), None], HOSTS)
+    status = status_of_outputs(partial(replace, INFO), SPEC, [None, failed_at(2), None], HOSTS)
     assert isinstance(status, JobFailed)
 
 
 def test_the_rest_of_the_info_is_carried_over() -> None:
     for outputs in ([VALUE, VALUE, VALUE], [failed_at(0), VALUE, VALUE]):
-        info = status_of_outputs(INFO, SPEC, outputs, HOSTS).info
+        info = status_of_outputs(partial(replace, INFO), SPEC, outputs, HOSTS).info
         assert isinstance(info, ExecutionInfo)
         assert replace(info, state="pending", host=None, method=None, failures=()) == INFO
 

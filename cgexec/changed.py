@@ -1,26 +1,108 @@
-"""The condition of a graph: its lock, and who sleeps until something has changed."""
+"""The lock of what several threads share, with who sleeps until something has changed, whatever interrupts them.
+
+Ctrl-C, and what a signal handler raises, come on the main thread between any two steps of Python code: also between
+those of ``threading.Condition.__enter__``, which then leaves the lock held for ever, and of ``wait``, which then may
+return without it. CPython looks for signals as a Python function begins and after each call, not while it enters or
+leaves a ``with`` or a ``try``. So here the lock is let go of by a method written in C, and what is called to acquire it
+stands in a ``try``.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from cgexec.errors import CgexecError
+
+T = TypeVar("T")
+
+# Written in C, and knows who holds it. Private: ``_is_owned``, on which Condition stands as well.
+_Lock: Any = type(threading.RLock())
 
 
-class Changed(threading.Condition):
-    """A condition whose ``notify_all`` costs next to nothing while nobody waits, as beside a lone caller."""
+class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type of an RLock can be derived from
+    """A lock and its condition. A thread may hold it once only, unless it is ``reentrant``.
 
-    def __init__(self) -> None:
-        super().__init__(threading.Lock())
+    Whoever comes twice has interrupted itself: in a signal handler, or in a finaliser that the garbage collector ran.
+    What it then would look at is half done, and if it were to wait, it would wait for itself.
+    """
+
+    def __init__(self, *, reentrant: bool = False) -> None:
+        self._reentrant = reentrant
+        self._condition = threading.Condition(self)
         self._num_waiting = 0
 
+    def __enter__(self) -> bool:
+        """Acquire the lock.
+
+        Raises:
+            CgexecError: this thread holds it, and it is not reentrant.
+        """
+        if self._is_owned():
+            if self._reentrant:
+                return bool(self.acquire())
+            raise CgexecError(
+                "a signal handler or a finaliser used a graph while it had interrupted, in this very thread, a call "
+                "that changes the same graph; let another thread do it, or loop.add_signal_handler"
+            )
+        try:
+            self.acquire()
+        except BaseException:
+            if self._is_owned():
+                self.release()
+            raise
+        return True
+
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait as a Condition does."""
+        """Wait as a Condition does; the lock is held afterwards, whatever ended the wait."""
         self._num_waiting += 1
         try:
-            return super().wait(timeout)
+            return self._condition.wait(timeout)
         finally:
+            self._hold()
             self._num_waiting -= 1
 
+    def wait_for(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
+        """Wait until ``predicate()`` is true, or the timeout; return what it returned last."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not (found := predicate()):
+            left_s = None if end is None else end - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                break
+            self.wait(left_s)
+        return found
+
     def notify_all(self) -> None:
-        """Wake all who wait. The lock is held, as for every Condition."""
+        """Wake all who wait. Costs next to nothing while nobody does, as beside a lone caller."""
         if self._num_waiting:
-            super().notify_all()
+            self._condition.notify_all()
+
+    def outside(self, call: Callable[[], T]) -> T:
+        """Return what ``call()`` returns, called without the lock; whatever ends the call, the lock is held again."""
+        interruption: BaseException | None = None
+        try:
+            self.release()
+            return call()
+        finally:
+            while True:  # as ``_hold``, but not called: as a function begins, an interruption may come
+                try:
+                    if self._is_owned() or self.acquire():
+                        break
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    interruption = error
+            if interruption is not None:
+                raise interruption
+
+    def _hold(self) -> None:
+        """Acquire the lock, unless this thread holds it; what interrupts that is raised once it is held."""
+        interruption: BaseException | None = None
+        while True:
+            try:
+                if self._is_owned() or self.acquire():
+                    break
+            except BaseException as error:  # noqa: BLE001 - raised below
+                interruption = error
+        if interruption is not None:
+            raise interruption

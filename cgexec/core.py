@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Break, Engine, Member
 from cgexec.errors import GraphClosedError, GraphFailedError
+from cgexec.exception_info import text_of
 from cgexec.executions import Executions
 from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry
 from cgexec.reading import LONGEST_WAIT_S
@@ -163,5 +164,5 @@ class GraphCore(Executions):
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
+    text = text_of(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

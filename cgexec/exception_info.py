@@ -22,6 +22,7 @@ import tblib
 from ray import cloudpickle
 
 from cgexec.errors import UnpicklableExceptionError
+from cgexec.interruption import is_interruption
 from cgexec.isolation import apart
 
 LONGEST_CHAIN = 100
@@ -97,8 +98,15 @@ def text_of(value: object) -> str:
     """Return the text of an exception or a note, whatever its class makes of it."""
     try:
         return "".join([str(value), ""])  # of no class of its own, which might not cross
-    except Exception as error:  # noqa: BLE001 - a broken __str__ of a user's class must not lose the exception
-        return f"<its text cannot be had: {type(error).__name__}>"
+    except BaseException as error:  # a broken __str__ of a user's class must not lose the exception
+        if is_interruption(error):
+            raise
+        return f"<its text cannot be had: {class_name(error)}>"
+
+
+def told(error: BaseException) -> str:
+    """Return the name of an exception's class, and its text, whatever its class makes of it."""
+    return f"{class_name(error)}: {text_of(error)}"
 
 
 def _notes(exception: BaseException) -> list[str]:

@@ -78,7 +78,8 @@ class Execution:
         self.number = number
         self.args = args  # until it has been sent
         self.kwargs = kwargs
-        self.kept: bytes | None = None  # both, serialised, until it will not be sent again
+        # Both, serialised, until it will not be sent again:
+        self.kept: tuple[Sequence[Any], Mapping[str, Any]] | None = None
         self.submitted_at = time.monotonic()
         self.submit_by: Deadline | None = None  # of one that is in line without a thread
         self.sent = False

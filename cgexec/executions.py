@@ -16,6 +16,7 @@ who reads (``reading``). Who waits in a thread does both by itself; the ``pump``
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -47,6 +48,8 @@ from cgexec.settings import FROM_CALL, Settings, check_wait
 from cgexec.stats import GraphStats, Tally
 from cgexec.status import JobError, JobFailed, JobPreempted, JobStatus
 from cgexec.topology import HostInfo, LostHost
+
+_logger = logging.getLogger(__name__)
 
 _DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
 
@@ -100,6 +103,7 @@ class Executions:
         self._callbacks = Callbacks(name)
         self._tally = Tally()
         self._num_submitted = 0
+        self._num_refused = 0  # by try_submit
         self._members: tuple[Member, ...] = ()
         self._hosts: Mapping[int, HostInfo] = {}
         self._lost_hosts: list[LostHost] = []
@@ -126,11 +130,17 @@ class Executions:
                 return None
             execution = self._new_locked(args, kwargs)
             self._sender.send_in_turn(execution, Deadline.after(0))
-            unsent = isinstance(execution.final, JobError) and execution.attempts == 0
-            refused = unsent and self._lifecycle.state is not GraphState.FAILED
-            execution.collected |= refused
+            if (
+                isinstance(execution.final, JobError)
+                and execution.attempts == 0
+                and self._lifecycle.state is not GraphState.FAILED
+            ):
+                execution.collected = True
+                self._num_refused += 1
+                self._tally.take_back(execution.final)
+                return None
         self._reader.spent.clear()
-        return None if refused else execution
+        return execution
 
     def _new_locked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
         """Return a new execution. Raises GraphClosedError."""
@@ -284,10 +294,12 @@ class Executions:
         """
         deadline = Deadline.after(self.settings.submit_timeout_s.value)
         with self._changed:
+            self._check_open_locked()
+            self._pump.start()  # first: nobody else would send it
             execution = self._new_locked(args, kwargs)
             execution.submit_by, execution.when_sent = deadline, when_sent
             self._sender.join(execution)
-            self._pump.wake()
+            self._changed.notify_all()
         return execution
 
     def status_now(self, execution: Execution, waited_s: float) -> JobStatus:
@@ -313,14 +325,14 @@ class Executions:
         with self._changed:
             if execution.final is not None:
                 return False
+            self._pump.start()
             self._notices.tell(execution, signal)
-            self._pump.wake()
+            self._changed.notify_all()
             return True
 
     def untell(self, execution: Execution, signal: Signal) -> None:
-        """Have ``signal`` not called any more."""
-        with self._changed:
-            self._notices.untell(execution, signal)
+        """Have ``signal`` not called any more. Takes no lock: finalisers do this."""
+        self._notices.untell(execution, signal)
 
     def tell_when_open(self, signal: Signal) -> bool:
         """Have ``signal`` called when the graph is neither broken nor being rebuilt; False if it is neither now."""
@@ -346,7 +358,7 @@ class Executions:
         self._reader.spent.clear()
         with self._changed:
             return self._tally.stats(
-                submitted=self._num_submitted,
+                submitted=self._num_submitted - self._num_refused,
                 in_line=len(self._sender.line),
                 in_flight=sum(each.final is None for each in self._reader.in_flight),
                 generation=self._lifecycle.generation,
@@ -384,13 +396,23 @@ class Executions:
         why = self._why or Break((), RayChannelError("the generation ended"))
         execution.loss = status_of_break(execution.draft_info(), why, execution.hosts)
         retries = isinstance(execution.loss, JobPreempted) and execution.attempts <= self._retry_preempted
-        if retries and execution.final is None and self._lifecycle.state is not GraphState.CLOSED:
+        open_still = execution.final is None and self._lifecycle.state is not GraphState.CLOSED
+        if retries and open_still and self._pump_runs():
             execution.sent, execution.submit_by, execution.error_seen_at = False, Deadline.after(-1), None
             self._reader.spent.append(execution.received)
             execution.received = [None] * len(execution.received)
             self._tally.retried += 1
             self._sender.join(execution)
-            self._pump.wake()
+            self._changed.notify_all()
             return
         self._settle_locked(execution, execution.loss)
         execution.complete = True
+
+    def _pump_runs(self) -> bool:
+        """Return whether there is somebody to send again what was lost: the system may have no thread left."""
+        try:
+            self._pump.start()
+        except RuntimeError:
+            _logger.exception("graph %r: what a host took along is not sent again", self.name)
+            return False
+        return True

@@ -157,8 +157,9 @@ class GraphExecutor:
     def try_submit(self, /, *args: Any, **kwargs: Any) -> Execution | None:
         """Send one execution if that needs no waiting, and return its handle; None if the graph is full, or not ready.
 
-        Those in line come first. An input that cannot be sent, and a graph that has failed, answer with an Execution
-        that has settled, as ``submit`` does.
+        Those in line come first; for one that has a slot, and is just being sent, it waits 0.1 s at most. What it
+        refuses does not count as submitted. An input that cannot be sent, and a graph that has failed, answer with an
+        Execution that has settled, as ``submit`` does.
 
         Raises:
             GraphClosedError: the graph is closed.

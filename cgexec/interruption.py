@@ -46,35 +46,3 @@ def _code(handler: Any) -> CodeType | None:
         if isinstance(code, CodeType):
             return code
     return None
-
-
-def acquire_whatever_interrupts(lock: Any) -> None:
-    """Acquire ``lock``; what interrupts the wait for it is raised once it is held."""
-    interruption: BaseException | None = None
-    while True:
-        try:
-            lock.acquire()
-            break
-        except BaseException as error:  # noqa: BLE001 - raised below
-            interruption = error
-    if interruption is not None:
-        raise interruption
-
-
-class unlocked:  # noqa: N801 - used as a function is
-    """Let go of ``lock`` for as long as the block lasts; whatever ends the block, it is held again afterwards."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self, lock: Any) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.release()
-        except BaseException:  # an interruption, which comes as the lock has been let go of
-            acquire_whatever_interrupts(self._lock)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        acquire_whatever_interrupts(self._lock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from cgexec.execution import Execution
@@ -22,19 +23,33 @@ class Notices:
     """The signals that one graph owes. Called with the graph's lock held."""
 
     def __init__(self) -> None:
-        self.watched = 0  # how many unsettled executions somebody wants to be told of
+        self._watched = 0  # how many unsettled executions somebody wants to be told of
+        self._withdrawn: deque[tuple[Execution, Signal]] = deque()
         self._when_open: list[Signal] = []
 
     def tell(self, execution: Execution, signal: Signal) -> None:
         """Call ``signal`` when the execution, which has not, settles."""
-        self.watched += not execution.signals
+        self._sort_out()
+        self._watched += not execution.signals
         execution.signals = (*execution.signals, signal)
 
     def untell(self, execution: Execution, signal: Signal) -> None:
-        """Do not call ``signal`` after all."""
-        if execution.final is None and signal in execution.signals:
-            execution.signals = tuple(each for each in execution.signals if each != signal)
-            self.watched -= not execution.signals
+        """Do not call ``signal`` after all. Needs no lock: coroutines may end in the garbage collector."""
+        if execution.final is None:
+            self._withdrawn.append((execution, signal))
+
+    def watched(self) -> bool:
+        """Return whether anybody wants to be told of an execution that has not settled."""
+        self._sort_out()
+        return self._watched > 0
+
+    def _sort_out(self) -> None:
+        """Forget the signals that were withdrawn."""
+        while self._withdrawn:
+            execution, signal = self._withdrawn.popleft()
+            if signal in execution.signals:
+                execution.signals = tuple(each for each in execution.signals if each != signal)
+                self._watched -= not execution.signals
 
     def tell_when_open(self, signal: Signal) -> None:
         """Call ``signal`` when the graph is neither broken nor being rebuilt any more."""
@@ -49,8 +64,10 @@ class Notices:
     def settled(self, execution: Execution) -> None:
         """Tell whoever waits for it that an execution has settled."""
         self.sent(execution)
+        if self._withdrawn:
+            self._sort_out()
         signals, execution.signals = execution.signals, ()
-        self.watched -= bool(signals)
+        self._watched -= bool(signals)
         for signal in signals:
             signal()
 
@@ -69,6 +86,7 @@ class Callbacks:
         self._due: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._ended = False
 
     def start(self) -> None:
         """Have a thread ready."""
@@ -79,7 +97,11 @@ class Callbacks:
 
     def call(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` soon. Never blocks."""
-        self._due.put(callback)
+        if self._ended:  # an execution that was being sent as the graph was closed
+            name = f"cgexec-late-callback-{self._name}"
+            threading.Thread(target=self._call_late, args=(callback,), name=name, daemon=True).start()
+        else:
+            self._due.put(callback)
 
     def call_now(self, callback: Callable[[], object]) -> None:
         """Call ``callback``, on this thread; what it raises is logged."""
@@ -90,6 +112,7 @@ class Callbacks:
 
     def end(self, timeout_s: float) -> None:
         """Call what is due, and no more; waits for it up to ``timeout_s``, unless it is a callback that asks."""
+        self._ended = True
         self._due.put(None)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -97,8 +120,17 @@ class Callbacks:
 
     def _run(self) -> None:
         while (callback := self._due.get()) is not None:
-            try:
-                callback()
-            except BaseException:
-                _logger.exception("graph %r: a callback raised", self._name)
+            self._call_there(callback)
             del callback
+
+    def _call_late(self, callback: Callable[[], object]) -> None:
+        """Call what came when the thread had been told to end, after all that came before."""
+        if self._thread is not None:
+            self._thread.join()
+        self._call_there(callback)
+
+    def _call_there(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except BaseException:
+            _logger.exception("graph %r: a callback raised", self._name)

@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from cgexec.changed import Changed
 from cgexec.deadline import Deadline
-from cgexec.interruption import unlocked
 from cgexec.notices import Notices
 from cgexec.reading import Reader
 from cgexec.sending import Sender
@@ -21,30 +21,29 @@ from cgexec.sending import Sender
 _logger = logging.getLogger(__name__)
 
 _FOR_EVER = Deadline.after(-1)
+_PAUSE_S = 0.5  # after a defect, which may be met again
 
 
 class Pump:
     """Every method but ``join`` is called with the lock of ``changed`` held."""
 
-    def __init__(
-        self, name: str, changed: threading.Condition, reader: Reader, sender: Sender, notices: Notices
-    ) -> None:
+    def __init__(self, name: str, changed: Changed, reader: Reader, sender: Sender, notices: Notices) -> None:
         self._notices = notices
         self._changed = changed
         self._reader = reader
         self._sender = sender
         self._name = name
         self._ended = False
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[str, threading.Thread] = {}
 
-    def wake(self) -> None:
-        """Have the threads look for something to do; starts them if need be."""
-        if not self._threads and not self._ended:
-            for what, step in (("sender", self._send_next), ("reader", self._read_next)):
+    def start(self) -> None:
+        """Start the threads, unless they run. Raises RuntimeError if the system has none left."""
+        for what, step in (("sender", self._send_next), ("reader", self._read_next)):
+            if what not in self._threads and not self._ended:
                 name = f"cgexec-{what}-{self._name}"
-                self._threads.append(threading.Thread(target=self._run, args=(step,), name=name, daemon=True))
-                self._threads[-1].start()
-        self._changed.notify_all()
+                thread = threading.Thread(target=self._run, args=(step,), name=name, daemon=True)
+                thread.start()
+                self._threads[what] = thread
 
     def end(self) -> None:
         """Do no more, and start no thread; what has begun is seen through."""
@@ -54,7 +53,7 @@ class Pump:
     def join(self, timeout_s: float) -> None:
         """Wait for the threads to end, unless it is one of them that asks."""
         deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
+        for thread in self._threads.values():
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -64,10 +63,10 @@ class Pump:
                 try:
                     step()
                     if self._reader.spent:
-                        with unlocked(self._changed):
-                            self._reader.spent.clear()
+                        self._changed.outside(self._reader.spent.clear)
                 except BaseException:
                     _logger.exception("graph %r: what is sent and read for those who do not wait", self._name)
+                    self._changed.wait(_PAUSE_S)
 
     def _send_next(self) -> None:
         head = self._sender.first_unattended()
@@ -77,7 +76,7 @@ class Pump:
             self._reader.read_or_wait(head.submit_by or _FOR_EVER)
 
     def _read_next(self) -> None:
-        if self._notices.watched:
+        if self._notices.watched():
             self._reader.read_or_wait(_FOR_EVER)
         else:
             self._changed.wait()

@@ -8,17 +8,18 @@ out.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from ray.exceptions import RayChannelError
 
+from cgexec.changed import Changed
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Engine, EngineBrokenError
 from cgexec.execution import Execution
-from cgexec.interruption import is_interruption, unlocked
+from cgexec.interruption import is_interruption
 from cgexec.outcomes import status_of_outputs
 from cgexec.status import JobStatus
 
@@ -46,7 +47,7 @@ class Reader:
 
     def __init__(
         self,
-        changed: threading.Condition,
+        changed: Changed,
         fail_fast: bool,
         settle: Callable[[Execution, JobStatus], None],
         on_break: OnBreak,
@@ -104,8 +105,7 @@ class Reader:
             timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
         self.reading = True
         try:
-            with unlocked(self._changed):
-                engine.collect(head.received, timeout_s)
+            self._changed.outside(partial(engine.collect, head.received, timeout_s))
         except EngineBrokenError as error:
             self._on_break(engine, error.reason)
         except BaseException as error:  # noqa: BLE001 - condemn() raises an interruption again

@@ -13,21 +13,22 @@ meanwhile helps to settle what is in flight; the others, and all that is sent ag
 
 from __future__ import annotations
 
-import pickle
-import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from ray import cloudpickle
 from ray.exceptions import RayChannelTimeoutError
 
+from cgexec.changed import Changed
 from cgexec.classify import Verdict
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Engine, EngineBrokenError, SendTimeoutError
+from cgexec.engine.values import kept_inputs
 from cgexec.errors import CgexecError, GraphClosedError
+from cgexec.exception_info import told
 from cgexec.execution import Execution
-from cgexec.interruption import is_interruption, unlocked
+from cgexec.interruption import is_interruption
 from cgexec.isolation import without_our_frames
 from cgexec.outcomes import failed_status
 from cgexec.reading import OnBreak, Reader, condemn
@@ -50,7 +51,7 @@ class Sender:
 
     def __init__(
         self,
-        changed: threading.Condition,
+        changed: Changed,
         reader: Reader,
         admit: Admit,
         settle: Callable[[Execution, JobStatus], None],
@@ -135,8 +136,7 @@ class Sender:
     def _send(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
         """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
         try:
-            with unlocked(self._changed):
-                encoded = self._encode(engine, execution)
+            encoded = self._changed.outside(partial(self._encode, engine, execution))
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -147,8 +147,8 @@ class Sender:
             return
         self._writing.add(execution)
         try:
-            with unlocked(self._changed):
-                engine.send(encoded, -1 if deadline.wait_s() is None else deadline.remaining_s())
+            timeout_s = -1 if deadline.wait_s() is None else deadline.remaining_s()
+            self._changed.outside(partial(engine.send, encoded, timeout_s))
             self._sent(engine, execution)
         except BaseException as error:  # noqa: BLE001 - an interruption is raised again
             self._write_failed(engine, execution, error)
@@ -156,21 +156,19 @@ class Sender:
             self._writing.discard(execution)
 
     def _encode(self, engine: Engine, execution: Execution) -> Any:
-        """Return the input, serialised for ``engine``: as it was at the first time, if it is sent again."""
-        if execution.kept is not None:
-            args, kwargs = pickle.loads(execution.kept)
-            return engine.encode(args, kwargs)
-        encoded = engine.encode(execution.args, execution.kwargs)
-        if self._retries > 0:
-            execution.kept = cloudpickle.dumps((execution.args, execution.kwargs), protocol=5)
-        return encoded
+        """Return the input, serialised for ``engine``: what is sent again is what was sent the first time."""
+        if self._retries == 0:
+            return engine.encode(execution.args, execution.kwargs)
+        if execution.kept is None:
+            execution.kept = kept_inputs(execution.args, execution.kwargs)
+        return engine.encode(*execution.kept)
 
     def _settle_unsent(self, execution: Execution, verdict: Verdict, error: BaseException) -> None:
         """Settle an execution that is not sent, or not again: its input does not fit fewer hosts, say."""
         if not execution.is_in_line():
             return
         if not isinstance(error, Exception):
-            error = CgexecError(f"{type(error).__name__}: {error}; nothing was sent")
+            error = CgexecError(f"{told(error)}; nothing was sent")
         why = without_our_frames(error)  # they refer to the execution: it would live on in a cycle
         self._settle(execution, execution.loss or failed_status(execution.draft_info(), verdict, why))
 

@@ -62,6 +62,10 @@ class Tally:
         if status.info.state == "succeeded":
             self._latencies_s.append(took_s)
 
+    def take_back(self, status: JobStatus) -> None:
+        """Do not count an execution that did not succeed after all."""
+        self.settled[status.info.state] -= 1
+
     def stats(self, *, submitted: int, in_line: int, in_flight: int, generation: int) -> GraphStats:
         """Return what was counted."""
         while self._more_never_collected:

@@ -30,6 +30,7 @@ from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Backend, Break, Engine, HostsLostError, Member, SessionOverError
 from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
+from cgexec.exception_info import text_of, told
 from cgexec.isolation import without_our_frames
 from cgexec.lifecycle import GraphEvent, GraphState
 from cgexec.membership import Membership
@@ -179,7 +180,7 @@ class Supervisor:
         except BaseException as error:
             _logger.exception("graph %r: the rebuild itself failed", self._name)
             left = core.current_engine()
-            reason = GraphFailedError(f"the rebuild itself failed: {type(error).__name__}: {error}", error)
+            reason = GraphFailedError(f"the rebuild itself failed: {told(error)}", error)
             if left is not None and core.break_off(left, Break((), reason)):
                 left.tear_down(self._teardown_timeout_s)
             self._fail(core, reason, ())
@@ -244,11 +245,11 @@ class Supervisor:
 
     def _report(self, core: GraphCore, status: JobStatus) -> None:
         """Say of an execution that it did not succeed, as nobody else will."""
-        core.note_never_collected()
         number = status.info.execution if isinstance(status.info, ExecutionInfo) else "?"
         error = getattr(status, "error", None)
-        what = f"{type(error).__name__}: {error}"
+        what = told(error) if isinstance(error, Exception) else "no error"
         _logger.warning("graph %r: nobody asked what became of execution %s: %s", core.name, number, what)
+        core.note_never_collected()
 
     def tear_down(self, core: GraphCore, engine: Engine, deadline: Deadline) -> None:
         """Tear down the last generation of a closed graph; names the hosts that did not leave. Any thread."""
@@ -333,7 +334,7 @@ class Supervisor:
                 if not isinstance(error, HostsLostError) or fruitless > _MOST_FRUITLESS_BUILDS:
                     self._fail(core, GraphFailedError(f"the graph cannot be rebuilt: {_named(error)}", error), ())
                     return
-                if not core.happened(GraphEvent.SYSTEM_ERROR, f"while it was rebuilt: {error}"):
+                if not core.happened(GraphEvent.SYSTEM_ERROR, f"while it was rebuilt: {text_of(error)}"):
                     return
             else:
                 if self._open(core, engine, members):
@@ -369,7 +370,7 @@ def _ended_with_ray() -> GraphFailedError:
 
 def _named(error: Exception) -> str:
     """Return the text of ``error``, with the name of its class unless it is one of ours and says enough."""
-    return str(error) if isinstance(error, (CgexecError, HostsLostError)) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, (CgexecError, HostsLostError)) else told(error)
 
 
 def _because(reason: GraphFailedError, first: Exception) -> GraphFailedError:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 
 from ray.exceptions import RayChannelError
 
+from cgexec.changed import Changed
 from cgexec.config import RebuildPolicy
 from cgexec.engine.protocol import Break, Engine, Pulse
 
@@ -61,7 +62,7 @@ class Watch:
         self._name = name
         self._policy = policy
         self._give_up = give_up
-        self._changed = threading.Condition()
+        self._changed = Changed()
         self._ended = False
         self._engine: Engine | None = None
         self._due_at = math.inf

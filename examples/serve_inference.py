@@ -34,6 +34,7 @@ from cgexec import GraphConfig, GraphExecutor, GraphState, JobSucceeded
 PIXELS = 64
 MOST_IMAGES = 1000
 MOST_BYTES = 1_000_000  # of a request
+MOST_AT_ONCE = 64  # requests; more are told to come back later, so that there is always room to ask for the health
 
 
 def images_in(body: bytes) -> np.ndarray:
@@ -57,7 +58,7 @@ def images_in(body: bytes) -> np.ndarray:
     return images / 16.0
 
 
-@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0})
+@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
 class Digits:
     """Tells handwritten digits apart."""
 
@@ -65,6 +66,9 @@ class Digits:
         actors = [Stage.remote(*layers[stage], last=stage == len(layers) - 1) for stage in STAGE_OF_HOST]
         config = GraphConfig(retry_preempted=2, submit_timeout_s=30)
         self.graph = GraphExecutor(actors, build, name="digits", config=config)
+        self.at_once = 0
+        self.looker = ThreadPoolExecutor(1, "health")
+        self.looking: asyncio.Future | None = None
 
     async def __call__(self, request: Request) -> JSONResponse:
         if request.url.path == "/health":
@@ -80,14 +84,25 @@ class Digits:
             images = images_in(body)
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 400)
-        status = await self.graph.execute_async(*np.array_split(images, LANES))
+        if self.at_once >= MOST_AT_ONCE:
+            return JSONResponse({"error": f"{self.at_once} requests are being answered; come back later"}, 503)
+        self.at_once += 1
+        try:
+            status = await self.graph.execute_async(*np.array_split(images, LANES))
+        finally:
+            self.at_once -= 1
         if isinstance(status, JobSucceeded):
             return JSONResponse({"classes": np.concatenate(status.result).tolist(), "attempts": status.info.attempts})
         return JSONResponse({"error": f"{type(status).__name__}: {status.error}"}, 503)
 
     async def health(self) -> JSONResponse:
-        """Say which hosts live, and whether the graph serves: it is ready, and every host that it runs on lives."""
-        hosts = await asyncio.to_thread(self.graph.check_health, 1.0)
+        """Say which hosts live, and whether the graph serves: it is ready, and every host that it runs on lives.
+
+        Who asks while somebody else does is given the same answer: it is no older than the second that asking takes.
+        """
+        if self.looking is None or self.looking.done():
+            self.looking = asyncio.get_running_loop().run_in_executor(self.looker, self.graph.check_health, 1.0)
+        hosts = await asyncio.shield(self.looking)
         living = [host.host_id for host in hosts if host.healthy]
         state, used = self.graph.state, {host.host_id for host in self.graph.hosts}
         serves = state is GraphState.READY and used <= set(living)

@@ -29,6 +29,7 @@ from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.session import Session
 from cgexec.engine.socket_edges import SocketHint
 from cgexec.errors import GraphSpecError
+from cgexec.exception_info import told
 
 _TEARDOWN_AFTER_LOSS_S = 5.0  # no method has run yet, so a loop that is alive leaves at once
 
@@ -117,4 +118,4 @@ def _compile(
         behind = error.cause if isinstance(error, RayTaskError) else error
         if classify(behind, Place.LOOP) is Verdict.PREEMPTED:
             raise HostsLostError(silent_or_dead(session, members, PROBE_AFTER_BOUND_S), error) from error
-        raise GraphSpecError(f"Ray does not compile graph {recipe.name!r}: {type(error).__name__}: {error}") from error
+        raise GraphSpecError(f"Ray does not compile graph {recipe.name!r}: {told(error)}") from error

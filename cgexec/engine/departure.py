@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ray.exceptions import RayChannelTimeoutError
 
+from cgexec.changed import Changed
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Member
 
@@ -18,7 +19,7 @@ _MIN_CLEAN_UP_S = 0.5
 class Departure:
     """The state of one teardown. Guarded by ``changed``, which is notified when the bound comes closer."""
 
-    def __init__(self, changed: threading.Condition) -> None:
+    def __init__(self, changed: Changed) -> None:
         self._changed = changed
         self._done = threading.Event()
         self.begun = False

@@ -177,7 +177,7 @@ class ForeignInput:
         self._buffer_size_bytes = buffer_size_bytes
 
     def encode(self, value: Any) -> Any:
-        return _serialised(value)
+        return _serialised(payload.decode(value) if isinstance(value, Encoded) else value)
 
     def write(self, encoded: Any, execution: int, deadline: Deadline, *, first: bool) -> None:  # noqa: ARG002
         _write(self._channel, encoded, deadline, self._buffer_size_bytes if first else 0)

@@ -16,6 +16,7 @@ from ray.dag import ClassMethodNode, DAGNode, InputAttributeNode, InputNode, Mul
 
 from cgexec.engine.protocol import GraphSpec, InputSpec, Member, OutputPort
 from cgexec.errors import GraphSpecError
+from cgexec.exception_info import told
 
 RESERVED_INPUTS = frozenset({"timeout_s"})
 
@@ -60,7 +61,7 @@ def bind_graph(build: Callable[..., Any], members: Sequence[Member]) -> BoundGra
             raise
         except Exception as error:
             hint = _generator_hint(members) if isinstance(error, TypeError) else ""
-            raise GraphSpecError(f"the builder raised {type(error).__name__}: {error}{hint}") from error
+            raise GraphSpecError(f"the builder raised {told(error)}{hint}") from error
 
     outputs, returns_list = _outputs(built)
     nodes = _component(outputs)

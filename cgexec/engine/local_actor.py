@@ -28,10 +28,11 @@ from ray.dag.constants import (
 )
 from ray.exceptions import ActorDiedError
 
+from cgexec.changed import Changed
 from cgexec.engine.fault_plan import FaultPlan
 from cgexec.hosts import LocalHandle
 
-world = threading.Condition()  # guards the state of all local actors; notified whenever some of it changes
+world = Changed(reentrant=True)  # guards the state of all local actors; notified whenever some of it changes
 _bind_indices = itertools.count()
 
 

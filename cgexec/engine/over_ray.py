@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import TypeVar, cast
 import ray
 from ray.exceptions import ActorUnavailableError
 
+from cgexec.changed import Changed
 from cgexec.deadline import Deadline
 from cgexec.engine.departure import Departure
 from cgexec.engine.edges import actor_name
@@ -69,7 +69,7 @@ class EngineOverRay(ABC):
         self._without_control = [member for member in members if reports[member.info.host_id].no_control]
         self._hub = hub
         self._on_break = on_break
-        self._changed = threading.Condition()
+        self._changed = Changed()
         self._departure = Departure(self._changed)
         session.told_to(self)
 

@@ -9,7 +9,7 @@ in a value of a million buffers and more, which travels as a pickle alone.)
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, cast
 
 from ray import cloudpickle
 
@@ -21,11 +21,13 @@ _PLAIN = frozenset({str, int, float, complex, bool, type(None)})  # for which pi
 
 
 def encode(value: Any) -> Encoded:
-    """Return ``value`` ready to be sent. Its buffers are views: send them before the value changes.
+    """Return ``value``, unless it is, ready to be sent. Its buffers are views: send them before the value changes.
 
     Raises whatever the value's own ``__reduce__`` raises, and TypeError or PicklingError for what has none.
     """
     kind = type(value)
+    if kind is Encoded:
+        return cast("Encoded", value)
     if kind is bytes:
         if len(value) < LARGE_BYTES:
             return Encoded(Kind.BYTES, value)
@@ -39,7 +41,12 @@ def encode(value: Any) -> Encoded:
     return Encoded(Kind.VALUE, payload, [buffer.raw() for buffer in buffers])
 
 
-def decode(frame: Frame) -> Any:
+def kept(encoded: Encoded) -> Encoded:
+    """Return ``encoded`` with buffers of its own: it stays what it is, whatever becomes of the value."""
+    return Encoded(encoded.kind, encoded.payload, [memoryview(bytes(buffer)) for buffer in encoded.buffers])
+
+
+def decode(frame: Frame | Encoded) -> Any:
     """Return the value of a frame of kind VALUE or BYTES. Raises whatever loading it raises."""
     if frame.kind is Kind.BYTES:
         return bytes(frame.buffers[0] if frame.buffers else frame.payload)

@@ -12,7 +12,6 @@ first of all as it shuts down, while it still serves, one after the other; then 
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray.dag import compiled_dag_node
 
+from cgexec.changed import Changed
 from cgexec.engine.protocol import SessionOverError
 from cgexec.interruption import was_raised_by_a_handler
 from cgexec.isolation import apart
@@ -42,7 +42,7 @@ class Session:
     """See the module. One for each graph, from before its first build; any thread."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = Changed()
         self._asking: list[object] = []  # what is under way
         self._leaving: list[object] = []
         self._ending = self._ended = False

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from cgexec.engine import payload
 from cgexec.engine.failures import as_exception, capture, decode_failures
+from cgexec.engine.frames import Encoded
 from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, OutputValue
 from cgexec.engine.steps import Taken
-from cgexec.exception_info import as_plain_exception
+from cgexec.exception_info import as_plain_exception, told
 from cgexec.interruption import is_interruption
 from cgexec.isolation import apart
+
+T = TypeVar("T")
 
 Key = int | str | None  # an input: its position or its keyword, None for the whole input
 
@@ -28,14 +32,33 @@ def encoded_inputs(
     encoded = []
     for key, encode in ends:
         value = args[key or 0] if key is None or isinstance(key, int) else kwargs[key]
-        ready, error = apart(partial(encode, value))
-        if error is not None:
-            if is_interruption(error):
-                raise error
-            name = "the input" if key is None else f"input {key!r}"
-            raise TypeError(f"{name} cannot be serialised: {type(error).__name__}: {error}") from error
-        encoded.append(ready)
+        encoded.append(_ready(key, encode, value))
     return encoded
+
+
+def kept_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return the arguments serialised, for ``encoded_inputs`` to take again and again: they do not change any more.
+
+    Raises:
+        TypeError: one cannot be serialised; names it.
+    """
+    only = len(args) == 1 and not kwargs
+    kept_args = [_kept(None if only else place, value) for place, value in enumerate(args)]
+    return kept_args, {name: _kept(name, value) for name, value in kwargs.items()}
+
+
+def _kept(key: Key, value: Any) -> Encoded:
+    return payload.kept(_ready(key, payload.encode, value))
+
+
+def _ready(key: Key, encode: Callable[[Any], T], value: Any) -> T:
+    ready, error = apart(partial(encode, value))
+    if error is None:
+        return cast("T", ready)
+    if is_interruption(error):
+        raise error
+    name = "the input" if key is None else f"input {key!r}"
+    raise TypeError(f"{name} cannot be serialised: {told(error)}") from error
 
 
 def output_of(taken: Taken, port: OutputPort) -> Output:

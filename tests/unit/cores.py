@@ -10,6 +10,8 @@ from ray.exceptions import RayChannelError
 
 from cgexec import GraphConfig, HostInfo, JobStatus
 from cgexec.core import GraphCore
+from cgexec.engine import payload
+from cgexec.engine.frames import Encoded
 from cgexec.engine.protocol import (
     Break,
     GraphSpec,
@@ -27,6 +29,11 @@ MEMBERS = [Member(info, f"actor {info.host_id}") for info in HOSTS]
 CLOSED = RayChannelError("Channel closed.")
 
 
+def plain(value: Any) -> Any:
+    """Return an input, loaded if it was kept to be sent again."""
+    return payload.decode(value) if isinstance(value, Encoded) else value
+
+
 class Script:
     """Stands where an engine would: sending and collecting do what the script says, one entry for each call."""
 
@@ -40,7 +47,7 @@ class Script:
         self.sent: list[Any] = []
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return args[0]
+        return plain(args[0])
 
     def send(self, encoded: Any, timeout_s: float) -> None:
         step = self.sending.pop(0) if self.sending else None

@@ -24,7 +24,6 @@ from cgexec.engine.protocol import (
     OutputValue,
     SendTimeoutError,
 )
-from cgexec.interruption import acquire_whatever_interrupts
 
 
 def test_what_was_read_stays_with_its_execution_over_waits_that_ran_out() -> None:
@@ -101,24 +100,6 @@ def test_the_same_exception_of_the_engine_is_no_interruption() -> None:
     status = graph.core.submit((1,), {}).status()
     assert isinstance(status, JobError)
     assert isinstance(graph.breaks[0], _AlarmError)
-
-
-def test_a_lock_is_held_when_what_interrupted_the_wait_for_it_is_raised() -> None:
-    class Interrupted:
-        def __init__(self) -> None:
-            self.waits: list[BaseException | None] = [KeyboardInterrupt(), _AlarmError(), None]
-            self.held = False
-
-        def acquire(self) -> None:
-            interruption = self.waits.pop(0)
-            if interruption is not None:
-                raise interruption
-            self.held = True
-
-    lock = Interrupted()
-    with pytest.raises(_AlarmError):
-        acquire_whatever_interrupts(lock)
-    assert lock.held
 
 
 def test_ctrl_c_while_sending_is_raised_and_the_execution_settles() -> None:

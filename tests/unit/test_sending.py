@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import eventually
-from cores import CLOSED, Graph, Script, value
+from cores import CLOSED, Graph, Script, plain, value
 from ray.exceptions import ActorDiedError, RayCgraphCapacityExceeded
 
 from cgexec import (
     GraphClosedError,
+    GraphConfig,
+    GraphExecutor,
     GraphFailedError,
+    GraphState,
     JobError,
     JobFailed,
     JobPreempted,
     JobStatus,
     JobSucceeded,
     as_completed,
+    chain,
+    fan_out,
     sending,
     wait,
 )
-from cgexec.asynchronous import executed, submitted
+from cgexec.asynchronous import executed, outcome, submitted
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Break, EngineBrokenError, Output, OutputError, OutputValue
+from cgexec.notices import Callbacks
+from cgexec.testing import Fault, FaultPlan, LocalActor, kill
 
 DIED = Break(((1, ActorDiedError()),), CLOSED)
 
@@ -40,8 +49,8 @@ class Encoding(Script):
         self.meanwhile = meanwhile
 
     def encode(self, args: Any, kwargs: Any) -> Any:
-        self.meanwhile(args[0])
-        return args[0]
+        self.meanwhile(plain(args[0]))
+        return plain(args[0])
 
 
 @pytest.fixture
@@ -259,7 +268,7 @@ def test_who_waits_for_what_is_sent_again_is_woken(graphs: Any) -> None:
     statuses: list[JobStatus] = []
     waiting = threading.Thread(target=lambda: statuses.append(execution.status(-1)), daemon=True)
     waiting.start()
-    assert eventually(lambda: graph.breaks and graph.core._changed._waiters)
+    assert eventually(lambda: graph.breaks and graph.core._changed._num_waiting)
     assert [status.info.state for status in execution.outputs(0)] == ["pending"] * 2
     graph.may_recover.set()
     waiting.join(30)
@@ -360,6 +369,7 @@ def test_giving_up_leaves_no_signal_and_has_the_hosts_looked_after(graphs: Any) 
                 await asyncio.wait_for(execution.status_async(), 0.001)
 
     asyncio.run(impatient())
+    assert not graph.core._notices.watched()
     assert execution.signals == ()
     assert len(graph.ran_out) >= 10
     told = len(graph.ran_out)
@@ -470,3 +480,130 @@ def test_who_will_not_wait_does_not_wait_for_long_for_those_before(graphs: Any) 
     hesitate.may_go_on.set()
     slow.join(30)
     assert core.stats().in_flight == 1
+
+
+def test_a_coroutine_that_ends_in_the_garbage_collector_takes_no_lock(graphs: Any) -> None:
+    engine = Script(collect=[{}] * 100_000)
+    core = graphs(engine).core
+    loop = asyncio.new_event_loop()
+    waiting = [executed(core, (1,), {}, -1), outcome(core, core.submit((2,), {}), -1)]
+    tasks = [loop.create_task(each) for each in waiting]
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()  # with both in flight: they are ended wherever the collector happens to run
+    with core._changed:
+        for each in waiting:
+            each.close()
+    assert all(not task.done() for task in tasks)
+    assert not core._notices.watched()
+
+
+class SpeechlessError(BaseException):
+    """An exception without a text."""
+
+    def __str__(self) -> str:
+        raise SpeechlessError
+
+
+class Speechless:
+    """Raises such an exception as it is serialised."""
+
+    def __reduce__(self) -> Any:
+        raise SpeechlessError
+
+
+class Once:
+    """Is another number each time it is serialised."""
+
+    num_times = 0
+
+    def __reduce__(self) -> Any:
+        Once.num_times += 1
+        return int, (Once.num_times,)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_an_error_without_a_text_is_an_outcome_like_others(kept: int) -> None:
+    hosts, config = [LocalActor(Echo)], GraphConfig(engine="in_process", submit_timeout_s=20, retry_preempted=kept)
+    with GraphExecutor(hosts, chain("step"), config=config) as graph:
+
+        async def both() -> list[JobStatus]:
+            return await asyncio.gather(graph.execute_async(Speechless()), graph.execute_async(1))
+
+        failed, answered = asyncio.run(both())
+        assert isinstance(failed, JobFailed)
+        assert isinstance(answered, JobSucceeded)
+        graph.submit(Speechless())
+        gc.collect()
+        assert eventually(lambda: graph.stats().never_collected == 1)
+        kill(hosts[0])  # the graph's own thread is there to notice
+        assert eventually(lambda: graph.state is GraphState.FAILED)
+
+
+def test_what_is_sent_again_is_what_was_sent_the_first_time() -> None:
+    Once.num_times = 0
+    config = GraphConfig(engine="in_process", retry_preempted=1)
+    for value_, right in ((Once(), 1), (pickle.PickleBuffer(b"as it is"), memoryview(b"as it is"))):
+        Echo.given.clear()
+        hosts = [LocalActor(Echo), LocalActor(Echo, faults=FaultPlan(Fault("die", host=1, execution=0)))]
+        with GraphExecutor(hosts, fan_out("step"), config=config) as graph:
+            status = graph.execute(value_)
+            assert isinstance(status, JobSucceeded)
+            assert status.info.attempts == 2
+        assert {type(each) for each in Echo.given} == {type(right)}
+        assert all(each == right for each in Echo.given)
+    assert Once.num_times == 1
+
+
+def test_what_try_submit_refuses_is_not_counted(graphs: Any) -> None:
+    hesitate = Hesitation(1)
+    core = graphs(Encoding(hesitate, collect=[value(1)])).core
+    slow = threading.Thread(target=lambda: core.submit((1,), {}).status(), daemon=True)
+    slow.start()
+    assert hesitate.begun.wait(30)
+    assert [core.try_submit((number,), {}) for number in (2, 3)] == [None, None]
+    hesitate.may_go_on.set()
+    slow.join(30)
+    stats = core.stats()
+    assert (stats.submitted, stats.succeeded, stats.error, stats.in_line, stats.in_flight) == (1, 1, 0, 0, 0)
+
+
+def test_without_a_thread_to_be_had_nothing_is_left_in_line(graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graphs(Script(collect=[EngineBrokenError(CLOSED)]), DIED, retry_preempted=1)
+    graph.next = Script(collect=[value(3)])
+    execution = graph.core.submit((1,), {})
+    with monkeypatch.context() as patch:
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name.startswith("cgexec-"):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            graph.core.submit_later((2,), {})
+        assert isinstance(execution.status(), JobPreempted)
+    assert graph.core.submit((3,), {}).result() == [3, 3]
+    assert graph.core.stats().in_line == 0
+
+
+def test_a_callback_that_comes_after_the_end_is_called_after_all_others() -> None:
+    called: list[int] = []
+    may_end = threading.Event()
+    callbacks = Callbacks("graph")
+    callbacks.start()
+    callbacks.call(lambda: (may_end.wait(30), called.append(1)))
+    callbacks.end(0)
+    callbacks.call(lambda: called.append(2))
+    may_end.set()
+    assert eventually(lambda: called == [1, 2])
+
+
+class Echo:
+    """Gives back what it is given, and notes it."""
+
+    given: ClassVar[list[Any]] = []
+
+    def step(self, message: Any) -> Any:
+        Echo.given.append(message)
+        return message if isinstance(message, int) else None

@@ -78,7 +78,7 @@ class GraphCore(Executions):
         with self._changed:
             engine.broken = True  # nobody begins to read on it any more
             # A reader that is on its way out may be carrying an output that completes an execution.
-            self._changed.wait_for(lambda: not self._reader.reading, 10 * LONGEST_WAIT_S)
+            self._changed.wait_for(lambda: self._reader.reading is not engine, 10 * LONGEST_WAIT_S)
             if self._reader.engine is not engine:
                 return False
             self._reader.take_arrived()
@@ -127,7 +127,7 @@ class GraphCore(Executions):
     def abandon(self, error: Exception) -> Engine | None:
         """Settle what is still in flight with ``error``, and return the engine, to be torn down by the caller."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._reader.reading, 5 * LONGEST_WAIT_S)
+            self._changed.wait_for(lambda: self._reader.reading is None, 5 * LONGEST_WAIT_S)
             engine, self._reader.engine, self._why = self._reader.engine, None, Break((), error)
             self._lose_in_flight_locked()
             return engine

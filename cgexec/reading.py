@@ -55,7 +55,7 @@ class Reader:
         self.engine: Engine | None = None
         self.in_flight: deque[Execution] = deque()
         self.spent: deque[object] = deque()  # to be let go of without the lock: a finaliser may do anything
-        self.reading = False
+        self.reading: Engine | None = None  # by somebody, now; a value may take for ever to load
         self._changed = changed
         self._fail_fast = fail_fast
         self._settle = settle
@@ -80,7 +80,9 @@ class Reader:
 
     def take_arrived(self) -> None:
         """Take what arrived before the generation broke: it is an answer, whatever became of its host."""
-        while self.in_flight and self.engine is not None and not self.engine.condemned and not self.reading:
+        while self.in_flight and self.engine is not None and not self.engine.condemned:
+            if self.reading is self.engine:
+                break
             head = self.in_flight[0]
             self._read(0.0)
             if not head.complete:
@@ -94,7 +96,8 @@ class Reader:
             self._changed.wait(deadline.wait_s())
 
     def _may_read(self) -> bool:
-        return bool(self.in_flight) and not self.reading and self.engine is not None and not self.engine.broken
+        usable = self.engine is not None and not self.engine.broken and self.reading is not self.engine
+        return usable and bool(self.in_flight)
 
     def _read(self, timeout_s: float) -> None:
         """Read outputs of the oldest execution, without the lock, and settle it if that is enough."""
@@ -103,7 +106,7 @@ class Reader:
             return
         if head.error_seen_at is not None and head.final is None:
             timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
-        self.reading = True
+        self.reading = engine
         try:
             self._changed.outside(partial(engine.collect, head.received, timeout_s))
         except EngineBrokenError as error:
@@ -112,7 +115,8 @@ class Reader:
             # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
             condemn(engine, error, "a read", self._on_break)
         finally:
-            self.reading = False
+            if self.reading is engine:  # nobody has begun to read the next generation
+                self.reading = None
             if engine is self.engine and self.in_flight and self.in_flight[0] is head:  # not lost meanwhile
                 self._advance(head)
             self._changed.notify_all()

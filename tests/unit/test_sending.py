@@ -497,6 +497,28 @@ def test_a_coroutine_that_ends_in_the_garbage_collector_takes_no_lock(graphs: An
     assert not core._notices.watched()
 
 
+def test_a_value_that_takes_for_ever_to_load_does_not_keep_the_next_generation_unread(graphs: Any) -> None:
+    may_end = threading.Event()
+
+    class Loading(Script):
+        def collect(self, outputs: Any, timeout_s: float) -> None:
+            assert may_end.wait(60)
+
+    graph = graphs(Loading(), DIED)
+    graph.next = Script(collect=[value(2)])
+    first = graph.core.submit((1,), {})
+    reading = threading.Thread(target=first.status, args=(60,), daemon=True)
+    reading.start()
+    assert eventually(lambda: graph.core._reader.reading)
+    graph.broke(graph.core.current_engine(), CLOSED)
+    assert eventually(lambda: graph.core.current_engine() is graph.next)
+    assert graph.core.submit((2,), {}).result(30) == [2, 2]
+    may_end.set()
+    reading.join(30)
+    assert not reading.is_alive()
+    assert isinstance(first.status(0), JobPreempted)
+
+
 class SpeechlessError(BaseException):
     """An exception without a text."""
 

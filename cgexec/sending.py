@@ -13,6 +13,7 @@ meanwhile helps to settle what is in flight; the others, and all that is sent ag
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +37,7 @@ from cgexec.status import JobStatus
 
 _FOR_EVER = Deadline.after(-1)
 _FOR_ITS_TURN_S = 0.1  # beyond its deadline, for one that has a slot as soon as those before it have been written
+
 
 Admit = Callable[[Execution, bool, bool], Engine | None]
 
@@ -62,6 +64,7 @@ class Sender:
     ) -> None:
         self.line: list[Execution] = []
         self._writing: set[Execution] = set()
+        self._encoding: set[int] = set()  # the threads that serialise an input now
         self._changed = changed
         self._reader = reader
         self._admit = admit
@@ -90,6 +93,9 @@ class Sender:
         """
         try:
             self.join(execution)
+            if threading.get_ident() in self._encoding:
+                what = "submitted as an input of the same graph was serialised: it would wait for itself"
+                self._settle_unsent(execution, Verdict.ERROR, CgexecError(what))
             while execution.is_in_line() and execution.submit_by is None:
                 if self._advance(execution, deadline):
                     continue
@@ -135,6 +141,8 @@ class Sender:
 
     def _send(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
         """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
+        here = threading.get_ident()
+        self._encoding.add(here)
         try:
             encoded = self._changed.outside(partial(self._encode, engine, execution))
         except Exception as error:
@@ -143,6 +151,8 @@ class Sender:
             # The input is the caller's: anything can happen in its __reduce__.
             self._settle_unsent(execution, Verdict.FAILED, error)
             return
+        finally:
+            self._encoding.discard(here)
         if not execution.is_in_line():  # it was withdrawn meanwhile
             return
         self._writing.add(execution)

@@ -519,6 +519,15 @@ def test_a_value_that_takes_for_ever_to_load_does_not_keep_the_next_generation_u
     assert isinstance(first.status(0), JobPreempted)
 
 
+def test_what_an_input_submits_as_it_is_serialised_does_not_wait_for_itself(graphs: Any) -> None:
+    nested: list[JobStatus] = []
+    core = graphs(Encoding(lambda _: nested.append(core.submit((2,), {}).status()), collect=[value(1)])).core
+    assert core.submit((1,), {}).result() == [1, 1]
+    assert isinstance(nested[0], JobError)
+    assert "it would wait for itself" in str(nested[0].error)
+    assert core.stats().in_line == 0
+
+
 class SpeechlessError(BaseException):
     """An exception without a text."""
 

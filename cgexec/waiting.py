@@ -34,6 +34,9 @@ def as_completed(executions: Iterable[Execution], timeout_s: float = -1) -> Iter
 def _as_completed(pending: set[Execution], deadline: Deadline) -> Iterator[Execution]:
     settled: queue.SimpleQueue[Execution] = queue.SimpleQueue()
     num_executions = len(pending)
+    if deadline.remaining_s() == 0:
+        for execution in pending:  # before the graph's threads are asked to read, and may have it in their hands
+            execution.done()
     with_signal = {}
     for execution in pending:
         with_signal[execution] = signal = _Signal(settled, execution)

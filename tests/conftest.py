@@ -6,7 +6,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,6 +41,16 @@ def eventually(check: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     while not (found := check()) and time.monotonic() < end:
         time.sleep(0.005)
     return found
+
+
+def in_turn(some: Iterable[Any], others: Iterable[Any]) -> list[Any]:
+    """Return all pairs, for ``parametrize``: each of ``others`` with one of ``some``, and the rest for a campaign."""
+    some = list(some)
+    return [
+        pytest.param(one, other, marks=() if turn % len(some) == place else pytest.mark.campaign)
+        for place, one in enumerate(some)
+        for turn, other in enumerate(others)
+    ]
 
 
 def live_actors() -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import eventually
+from conftest import eventually, in_turn
 from matrix import Trial, lost_of
 from pool import WAYS, Pool, check_that_nothing_is_left, check_that_nothing_is_open
 
@@ -48,14 +48,6 @@ class Site:
         check_that_nothing_is_left(self._pool)
 
 
-# Each shape on one of the ways, in turn; the whole product under ``campaign``.
-WAYS_AND_SHAPES = [
-    pytest.param(way, shape, marks=() if turn % len(WAYS) == place else pytest.mark.campaign)
-    for place, way in enumerate(WAYS)
-    for turn, shape in enumerate(SHAPES)
-]
-
-
 @pytest.fixture(params=WAYS)
 def site(pool: Pool, request: pytest.FixtureRequest) -> Iterator[Site]:
     made = Site(pool, request.param)
@@ -63,7 +55,7 @@ def site(pool: Pool, request: pytest.FixtureRequest) -> Iterator[Site]:
     made.end()
 
 
-@pytest.mark.parametrize(("site", "shape"), WAYS_AND_SHAPES, indirect=["site"])
+@pytest.mark.parametrize(("site", "shape"), in_turn(WAYS, SHAPES), indirect=["site"])
 def test_a_stopped_host_is_lost_once_a_wait_has_run_out(site, shape):
     trial = site.trial(shape, probe_timeout_s=0.5)
     stop(trial.actors[0], trial.pids[0])
@@ -119,7 +111,7 @@ def test_a_host_that_was_stopped_for_a_moment_costs_nothing(site):
     assert trial.graph.generation == 0
 
 
-@pytest.mark.parametrize(("site", "shape"), WAYS_AND_SHAPES, indirect=["site"])
+@pytest.mark.parametrize(("site", "shape"), in_turn(WAYS, SHAPES), indirect=["site"])
 def test_a_host_stuck_in_a_method_is_given_up_if_the_policy_says_so_though_nobodys_wait_runs_out(site, shape):
     trial = site.trial(shape, stuck_after_s=0.5)
     stuck = trial.message(f"sleep:{NEVER_S}")

@@ -11,7 +11,7 @@ from cgexec.testing import Chaos
 
 pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C5"), pytest.mark.clause("C6")]
 
-NUM_FAULTS = 8
+NUM_FAULTS = 6
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cgexec import GraphConfig
 pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C3"), pytest.mark.clause("C4")]
 
 SETTINGS = settings(
-    max_examples=int(os.environ.get("CGEXEC_REAL_EXAMPLES", "6")),
+    max_examples=int(os.environ.get("CGEXEC_REAL_EXAMPLES", "4")),
     stateful_step_count=15,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],  # an example may go another way each time: there is no shrinking it

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from conftest import eventually, live_actors
+from conftest import eventually, in_turn, live_actors
 from pool import WAYS, Pool
 from ray import cloudpickle
 from workers import is_in_a_graph
@@ -227,6 +227,12 @@ def test_an_error_that_nobody_fetches_is_reported(local_ray, reports):
     assert eventually(lambda: [text for text in reports if "Unhandled error" in text])
 
 
+ENDINGS = [
+    *((way, "a host dies") for way in WAYS),
+    *in_turn(WAYS, ["on_rebuild raises", "replace raises", "the builder raises"]),
+]
+
+
 @pytest.fixture
 def hubs(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Hub]]:
     """The hubs that are made in this process, one for each generation of a graph: they hold all that it has open."""
@@ -241,8 +247,7 @@ def hubs(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Hub]]:
     return made
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("ending", ["a host dies", "on_rebuild raises", "replace raises", "the builder raises"])
+@pytest.mark.parametrize(("way", "ending"), ENDINGS)
 def test_no_generation_outlives_its_graph_though_no_garbage_is_collected(pool, hubs, way, ending):
     """Neither what the graph ended with, nor a hook that refers to the graph, keeps anything open."""
     graphs: list[GraphExecutor] = []

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 from test_cli import run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -28,6 +29,7 @@ def served(*arguments):
     return out
 
 
+@pytest.mark.campaign  # what follows does the same, and loses a host
 def test_inference_loop():
     assert "generation 0, hosts [0, 1, 2, 3]" in served()
 

@@ -3,12 +3,14 @@
 What happens when hosts die is the crash matrix's; what is special to a transport has tests of its own.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
+from conftest import in_turn
 from matrix import Trial, without_orders
 from pool import LOCAL, WAYS, Pool, check_that_nothing_is_left, check_that_nothing_is_open
 
@@ -24,8 +26,6 @@ from cgexec import (
 )
 from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process
 
-pytestmark = pytest.mark.clause("C8")
-
 EVERY_WAY = {**WAYS, "in-process": LOCAL, "in-process-inline": LOCAL}
 
 # What cannot be shown, by (the clause's test, the way), and why.
@@ -35,30 +35,32 @@ CANNOT = {
 }
 
 
-@pytest.fixture(params=EVERY_WAY)
-def way(request: pytest.FixtureRequest) -> str:
+# Every shape over sockets and without Ray; each on one of the other ways, in turn, and on both in a campaign.
+IN_TURN = in_turn([way for way in WAYS if way != "socket"], SHAPES)
+WITH_EVERY_SHAPE = [way for way in EVERY_WAY if way == "socket" or way not in WAYS]
+COMBINATIONS = [*itertools.product(WITH_EVERY_SHAPE, SHAPES), *IN_TURN]
+
+pytestmark = [pytest.mark.clause("C8"), pytest.mark.parametrize(("way", "shape"), COMBINATIONS)]
+
+
+@pytest.fixture
+def trial(way: str, shape: str, request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """A graph of a shape, run one way; ends by proving that it answers, and that nothing is left of it."""
     clause = request.node.originalname
-    if (clause, request.param) in CANNOT:
-        pytest.skip(CANNOT[clause, request.param])
-    return request.param
-
-
-@pytest.fixture(params=SHAPES)
-def trial(way: str, request: pytest.FixtureRequest) -> Iterator[Trial]:
-    """A graph of every shape, each way; ends by proving that it answers, and that nothing is left of it."""
-    shape = SHAPES[request.param]
-    real = way in WAYS
+    if (clause, way) in CANNOT:
+        pytest.skip(CANNOT[clause, way])
+    kind, real = SHAPES[shape], way in WAYS
     if real:
         workers: Pool = request.getfixturevalue("pool")
-        actors = workers.take(shape.num_hosts)
+        actors = workers.take(kind.num_hosts)
         pids: list[Any] = [workers.actors[actor] for actor in actors]
     else:
-        actors = [LocalActor(Recorder, label, inline=way.endswith("inline")) for label in range(shape.num_hosts)]
+        actors = [LocalActor(Recorder, label, inline=way.endswith("inline")) for label in range(kind.num_hosts)]
         pids = [None] * len(actors)
-    made = Trial(shape, actors, pids, EVERY_WAY[way].engine)
+    made = Trial(kind, actors, pids, EVERY_WAY[way].engine)
     policy = RebuildPolicy(probe_timeout_s=2.0, backoff_s=0.01)
     with GraphExecutor(
-        actors, shape.build, name="contract", kind="trial", config=EVERY_WAY[way], policy=policy
+        actors, kind.build, name="contract", kind="trial", config=EVERY_WAY[way], policy=policy
     ) as graph:
         made.graph = graph
         yield made

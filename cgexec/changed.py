@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from cgexec.errors import CgexecError
@@ -59,9 +60,8 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
         """Wait as a Condition does; the lock is held afterwards, whatever ended the wait."""
         self._num_waiting += 1
         try:
-            return self._condition.wait(timeout)
+            return self._held_after(partial(self._condition.wait, timeout))
         finally:
-            self._hold()
             self._num_waiting -= 1
 
     def wait_for(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
@@ -81,12 +81,20 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
 
     def outside(self, call: Callable[[], T]) -> T:
         """Return what ``call()`` returns, called without the lock; whatever ends the call, the lock is held again."""
-        interruption: BaseException | None = None
-        try:
+
+        def let_go() -> T:
             self.release()
             return call()
+
+        return self._held_after(let_go)
+
+    def _held_after(self, call: Callable[[], T]) -> T:
+        """Return what ``call()`` returns, and hold the lock; what interrupts that is raised once it is held."""
+        interruption: BaseException | None = None
+        try:
+            return call()
         finally:
-            while True:  # as ``_hold``, but not called: as a function begins, an interruption may come
+            while True:  # here, and not in a function of its own: as one begins, an interruption may come
                 try:
                     if self._is_owned() or self.acquire():
                         break
@@ -94,15 +102,3 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
                     interruption = error
             if interruption is not None:
                 raise interruption
-
-    def _hold(self) -> None:
-        """Acquire the lock, unless this thread holds it; what interrupts that is raised once it is held."""
-        interruption: BaseException | None = None
-        while True:
-            try:
-                if self._is_owned() or self.acquire():
-                    break
-            except BaseException as error:  # noqa: BLE001 - raised below
-                interruption = error
-        if interruption is not None:
-            raise interruption

@@ -130,17 +130,14 @@ class Executions:
                 return None
             execution = self._new_locked(args, kwargs)
             self._sender.send_in_turn(execution, Deadline.after(0))
-            if (
-                isinstance(execution.final, JobError)
-                and execution.attempts == 0
-                and self._lifecycle.state is not GraphState.FAILED
-            ):
+            final, failed = execution.final, self._lifecycle.state is GraphState.FAILED
+            refused = execution.attempts == 0 and not failed and isinstance(final, JobError)
+            if refused and final is not None:
                 execution.collected = True
                 self._num_refused += 1
-                self._tally.take_back(execution.final)
-                return None
+                self._tally.take_back(final)
         self._reader.spent.clear()
-        return execution
+        return None if refused else execution
 
     def _new_locked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
         """Return a new execution. Raises GraphClosedError."""
@@ -294,7 +291,6 @@ class Executions:
         """
         deadline = Deadline.after(self.settings.submit_timeout_s.value)
         with self._changed:
-            self._check_open_locked()
             self._pump.start()  # first: nobody else would send it
             execution = self._new_locked(args, kwargs)
             execution.submit_by, execution.when_sent = deadline, when_sent

@@ -80,9 +80,9 @@ class Reader:
 
     def take_arrived(self) -> None:
         """Take what arrived before the generation broke: it is an answer, whatever became of its host."""
-        while self.in_flight and self.engine is not None and not self.engine.condemned:
-            if self.reading is self.engine:
-                break
+        while (
+            self.in_flight and self.reading is not self.engine and self.engine is not None and not self.engine.condemned
+        ):
             head = self.in_flight[0]
             self._read(0.0)
             if not head.complete:

@@ -38,7 +38,6 @@ from cgexec.status import JobStatus
 _FOR_EVER = Deadline.after(-1)
 _FOR_ITS_TURN_S = 0.1  # beyond its deadline, for one that has a slot as soon as those before it have been written
 
-
 Admit = Callable[[Execution, bool, bool], Engine | None]
 
 

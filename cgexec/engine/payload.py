@@ -26,14 +26,14 @@ def encode(value: Any) -> Encoded:
     Raises whatever the value's own ``__reduce__`` raises, and TypeError or PicklingError for what has none.
     """
     kind = type(value)
-    if kind is Encoded:
-        return cast("Encoded", value)
     if kind is bytes:
         if len(value) < LARGE_BYTES:
             return Encoded(Kind.BYTES, value)
         return Encoded(Kind.BYTES, b"", (memoryview(value),))
     if kind in _PLAIN:
         return Encoded(Kind.VALUE, pickle.dumps(value, 5))
+    if kind is Encoded:
+        return cast("Encoded", value)
     buffers: list[pickle.PickleBuffer] = []
     payload = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     if len(buffers) > MOST_BUFFERS:

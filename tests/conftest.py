@@ -6,7 +6,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +19,7 @@ from cgexec.config import Transport
 from cgexec.testing.leftovers import is_running
 
 TRANSPORTS = get_args(Transport)
+WAY_NAMES = (*TRANSPORTS, "calls")  # the ways to run a graph on a real cluster
 CLEAN_UP_S = 20.0
 OUR_THREADS = ("cgexec-", "CompiledGraphMonitorThread")
 
@@ -27,12 +28,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--clause", help="run only what proves this clause of the contract: C1 to C8")
 
 
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    take_ways_in_turn(items)
     clause = config.getoption("--clause")
     if clause is not None:
         others = [item for item in items if clause not in {mark.args[0] for mark in item.iter_markers("clause")}]
         items[:] = [item for item in items if item not in set(others)]
         config.hook.pytest_deselected(items=others)
+
+
+def take_ways_in_turn(items: list[pytest.Item]) -> None:
+    """Leave to a campaign all but so many ways of a test as its mark ``num_ways`` says; each test begins one way on."""
+    modules: dict[Any, dict[str, dict[Any, list[pytest.Function]]]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and item.get_closest_marker("num_ways"):
+            others = {name: repr(value) for name, value in item.callspec.params.items() if value not in WAY_NAMES}
+            if others.keys() != item.callspec.params.keys():
+                tests = modules.setdefault(item.path, {}).setdefault(item.originalname, {})
+                tests.setdefault(tuple(others.items()), []).append(item)
+    for functions in modules.values():
+        for number, tests in enumerate(functions.values()):
+            for turn, ways in enumerate(tests.values(), start=number):
+                for place, item in enumerate(ways):
+                    mark = item.get_closest_marker("num_ways")
+                    if mark is not None and (place - turn) % len(ways) >= mark.args[0]:
+                        item.add_marker("campaign")
 
 
 def eventually(check: Callable[[], Any], timeout_s: float = 30.0) -> Any:
@@ -41,16 +62,6 @@ def eventually(check: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     while not (found := check()) and time.monotonic() < end:
         time.sleep(0.005)
     return found
-
-
-def in_turn(some: Iterable[Any], others: Iterable[Any]) -> list[Any]:
-    """Return all pairs, for ``parametrize``: each of ``others`` with one of ``some``, and the rest for a campaign."""
-    some = list(some)
-    return [
-        pytest.param(one, other, marks=() if turn % len(some) == place else pytest.mark.campaign)
-        for place, one in enumerate(some)
-        for turn, other in enumerate(others)
-    ]
 
 
 def live_actors() -> dict[str, int]:

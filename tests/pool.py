@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import ray
-from conftest import CLEAN_UP_S, eventually, live_actors, our_threads
+from conftest import CLEAN_UP_S, WAY_NAMES, eventually, live_actors, our_threads
 
 from cgexec import GraphConfig
 from cgexec.testing import Recorder, pid_of, resume
@@ -18,6 +18,7 @@ WAYS = {
 }
 LOCAL = GraphConfig(engine="in_process", max_inflight=4, teardown_timeout_s=0.5)
 MOST_SPARE = 3
+assert tuple(WAYS) == WAY_NAMES
 
 
 class Pool:

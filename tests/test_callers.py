@@ -38,7 +38,7 @@ from cgexec import (
 )
 from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process, resume
 
-pytestmark = pytest.mark.clause("C8")
+pytestmark = [pytest.mark.clause("C8"), pytest.mark.num_ways(2)]
 
 EVERY_WAY = {**WAYS, "in-process": LOCAL}
 LONG_S = 60.0
@@ -617,7 +617,9 @@ def test_a_graph_is_driven_from_inside_an_actor_or_a_task(pool, way, driver):
 
 @pytest.mark.clause("C2")
 @pytest.mark.clause("C6")
-@pytest.mark.parametrize(("way", "num_graphs"), [("socket", 50), ("ray", 15), ("calls", 50)])
+@pytest.mark.parametrize(
+    ("way", "num_graphs"), [("socket", 50), ("ray", 15), pytest.param("calls", 50, marks=pytest.mark.campaign)]
+)
 def test_graphs_of_one_process_in_turn_on_the_same_actors_and_beside_others(pool, way, num_graphs):
     """One thread opens graph after graph over the same actors, of another shape each time; the others keep theirs."""
     actors, over = pool.take(6), threading.Event()

@@ -12,6 +12,8 @@ from conftest import eventually
 
 from cgexec import cli
 
+SCRIPT = Path(sys.executable).with_name("cgexec")
+
 
 def run(*command, **environment):
     """Run a command in a session of its own; return its exit code, its output, and the session's id."""
@@ -42,7 +44,7 @@ def processes_of_session(session):
 
 
 def test_the_demo_shows_a_lost_host_and_ends_well():
-    code, out, err, session = run(sys.executable, "-m", "cgexec", "demo")
+    code, out, err, session = run(str(SCRIPT), "demo")
     assert code == 0, out + err
     assert err == ""
     lines = out.splitlines()
@@ -57,9 +59,9 @@ def test_the_demo_shows_a_lost_host_and_ends_well():
     assert eventually(lambda: not processes_of_session(session)), processes_of_session(session)
 
 
-def test_the_console_script_shows_tracebacks_when_asked():
-    script = Path(sys.executable).with_name("cgexec")
-    code, out, err, _ = run(str(script), "demo", "--hosts", "2", "--verbose")
+@pytest.mark.campaign  # another demo, for the sake of what it prints
+def test_the_module_shows_tracebacks_when_asked():
+    code, out, err, _ = run(sys.executable, "-m", "cgexec", "demo", "--hosts", "2", "--verbose")
     assert code == 0, out + err
     assert "in root" in out
     assert "has no real root" in out

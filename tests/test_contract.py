@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import in_turn
 from matrix import Trial, without_orders
 from pool import LOCAL, WAYS, Pool, check_that_nothing_is_left, check_that_nothing_is_open
 
@@ -35,12 +34,11 @@ CANNOT = {
 }
 
 
-# Every shape over sockets and without Ray; each on one of the other ways, in turn, and on both in a campaign.
-IN_TURN = in_turn([way for way in WAYS if way != "socket"], SHAPES)
-WITH_EVERY_SHAPE = [way for way in EVERY_WAY if way == "socket" or way not in WAYS]
-COMBINATIONS = [*itertools.product(WITH_EVERY_SHAPE, SHAPES), *IN_TURN]
-
-pytestmark = [pytest.mark.clause("C8"), pytest.mark.parametrize(("way", "shape"), COMBINATIONS)]
+pytestmark = [
+    pytest.mark.clause("C8"),
+    pytest.mark.num_ways(2),
+    pytest.mark.parametrize(("way", "shape"), list(itertools.product(EVERY_WAY, SHAPES))),
+]
 
 
 @pytest.fixture

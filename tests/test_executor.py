@@ -26,6 +26,8 @@ from cgexec import (
 )
 from cgexec.lifecycle import GraphEvent
 
+pytestmark = pytest.mark.num_ways(1)
+
 
 def fan_answer(number, actions, labels):
     return [(number, actions, (label,)) for label in labels]

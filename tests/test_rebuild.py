@@ -32,6 +32,8 @@ from cgexec.engine import build, compilation, preparation
 from cgexec.engine.compilation import compile_graph
 from cgexec.lifecycle import GraphEvent
 
+pytestmark = pytest.mark.num_ways(1)
+
 DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
 
 

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 import ray
-from conftest import TRANSPORTS, eventually, in_turn
+from conftest import eventually
 from workers import request
 
 from cgexec import GraphExecutor, GraphState, JobPreempted, JobSucceeded, chain, fan_out, scatter
@@ -102,7 +102,8 @@ def run_down(spawn, small, shape, choose):
         assert seen == sorted(set(seen)), "an execution reached the survivor twice, or out of order"
 
 
-@pytest.mark.parametrize(("small", "shape"), in_turn(TRANSPORTS, SHAPES), indirect=["small"])
+@pytest.mark.num_ways(1)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_graph_outlives_its_hosts_one_after_another(small, spawn, shape):
     offset = list(SHAPES).index(shape)
     run_down(spawn, small, shape, lambda size: ((size * 3 + offset) % size, PHASES[(size + offset) % len(PHASES)]))

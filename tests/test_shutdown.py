@@ -91,6 +91,7 @@ OF_A_HOOKS_ACTOR = re.compile(
 NOTHING_LEFT = {"stuck": False, "another Ray": False, "another Ray later": False, "threads": [], "raised": None}
 
 
+@pytest.mark.num_ways(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_ray_is_shut_down_while_somebody(local_ray, way):
     """Nobody is kept waiting, nobody starts another Ray, and nobody asks one that is ending, which ends the process."""

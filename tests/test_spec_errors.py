@@ -11,6 +11,8 @@ from workers import Asynchronous, AsyncWorker, Driver, Unborn, WithoutCgexec, Wo
 
 from cgexec import GraphExecutor, GraphSpecError, RebuildPolicy, chain, fan_out, scatter
 
+pytestmark = pytest.mark.num_ways(1)
+
 kept_nodes = []
 
 

@@ -29,7 +29,7 @@ from cgexec import (
 )
 from cgexec.testing import SHAPES, Message, kill_process
 
-pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2")]
+pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.num_ways(2)]
 
 NUM_THREADS = 8
 NUM_EXECUTIONS = {"socket": 200, "ray": 200, "calls": 50}  # ordinary calls take so much longer

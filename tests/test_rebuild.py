@@ -19,6 +19,7 @@ from cgexec import (
     GraphFailedError,
     GraphSpecError,
     GraphState,
+    HostGroup,
     JobError,
     JobFailed,
     JobPreempted,
@@ -30,6 +31,9 @@ from cgexec import (
 )
 from cgexec.engine import build, compilation, preparation
 from cgexec.engine.compilation import compile_graph
+from cgexec.engine.preparation import probe
+from cgexec.engine.protocol import HostReport, Member
+from cgexec.engine.session import Session
 from cgexec.lifecycle import GraphEvent
 
 pytestmark = pytest.mark.num_ways(1)
@@ -404,6 +408,20 @@ def test_an_actor_that_ray_restarts_stays_in_its_position_and_is_reported_as_los
         assert labels_in(graph.execute(request(3)).result) == [(0,), (1,)]
         assert [lost.info.host_id for lost in graph.lost_hosts] == [1]
         assert ray.get([actor.what_was_seen.remote() for actor in graph.actors]) == [[1, 2, 3], [3]]
+
+
+def test_an_actor_is_asked_until_ray_knows_whether_it_starts_again(spawn):
+    """Asked just after its process has died, Ray may say no more than that it is unavailable."""
+    (actor,) = spawn(1, max_restarts=1)
+    (info,) = HostGroup.from_actors([actor]).infos
+    session, members = Session(), [Member(info, actor)]
+    before = probe(session, members, 30)[0]
+    os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
+    after = probe(session, members, 30)[0]
+    assert isinstance(after, HostReport), after
+    assert after.incarnation != before.incarnation
+    os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
+    assert isinstance(probe(session, members, 30)[0], ActorDiedError), "it may be restarted once"
 
 
 def test_rebuild_on_request_settles_what_is_in_flight_and_keeps_every_host(small, spawn):

@@ -29,7 +29,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.edges import actor_name
@@ -43,6 +43,7 @@ from cgexec.isolation import bare
 
 _LOOP_POLL_S = 0.02
 _LOOK_S = 0.1  # in one go, so that a shutdown of Ray is noticed
+_ASK_AGAIN_S = 0.02
 _SETTLE_S = 0.1  # for an actor to settle in, in one go
 _LEAVING_S = 2.0  # for the loop of another graph that ends; one that is inside a method may take longer
 
@@ -282,8 +283,23 @@ def call_all(
 
 
 def probe(session: Session, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:
-    """Ask every actor for a sign of life, in parallel; returns within ``timeout_s`` or a little later."""
-    return call_all(session, members, timeout_s, lambda member: member.actor.__ray_call__.remote(give_sign_of_life))
+    """Ask every actor for a sign of life, in parallel; returns within ``timeout_s`` or a little later.
+
+    "Unavailable" is no answer: Ray says so of a process that has died before it knows whether it will start another in
+    its place. Such an actor is asked again, and answers once it runs or Ray has given it up.
+    """
+    deadline, replies = Deadline.after(timeout_s), dict[int, HostReport | Exception]()
+    left = list(members)
+    while left:
+        replies |= call_all(
+            session, left, deadline.remaining_s(), lambda member: member.actor.__ray_call__.remote(give_sign_of_life)
+        )
+        left = [member for member in left if isinstance(replies[member.info.host_id], ActorUnavailableError)]
+        if deadline.remaining_s() < _ASK_AGAIN_S:
+            break
+        if left:
+            time.sleep(_ASK_AGAIN_S)
+    return replies
 
 
 def prepare(

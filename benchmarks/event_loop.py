@@ -1,20 +1,19 @@
 """For how long is the event loop kept from its other work, by callers of a graph and by a rebuild?
 
-    python -m benchmarks.event_loop [--json FILE]
+    python -m benchmarks.event_loop [--json FILE] [--rounds N]
 
 A heartbeat sleeps for a millisecond again and again; the longest time between two beats is what counts. Contestants
 take turns: nothing at all, a raw Compiled Graph with ``execute_async``, and cgexec, which loses a host in the end.
 """
 
 import asyncio
-import statistics
 import time
 
 import ray
 from ray.dag import InputNode
 
-from benchmarks import report
-from benchmarks.report import Echo
+from benchmarks import harness
+from benchmarks.contestants import Echo
 from cgexec import GraphExecutor, GraphState, chain, fan_out
 
 ROUNDS, SECONDS, CALLERS, BEAT_S = 5, 2.0, 8, 0.001
@@ -98,37 +97,32 @@ async def cgexec_loses_a_host(actors):
 CONTESTANTS = {"nothing": nothing, "raw": raw, "cgexec": cgexec, "cgexec, a host dies": cgexec_loses_a_host}
 
 
-async def measure():
-    """Return, for each contestant, the longest gap of each round, all gaps, and the calls."""
-    rows = {name: ([], [], []) for name in CONTESTANTS}
-    for _ in range(ROUNDS):
+async def measure(rounds, step):
+    """Return the longest gap and the calls per second of each round, and every gap, by contestant."""
+    longest, every, calls = {}, {}, {}
+    for _ in range(rounds):
         actors = [Echo.remote() for _ in range(4)]
         await asyncio.to_thread(ray.get, [actor.echo.remote(0) for actor in actors])
         for name, contestant in CONTESTANTS.items():
-            gaps, calls = await contestant(actors)
-            longest, every, done = rows[name]
-            longest.append(max(gaps))
-            every += gaps
-            done.append(calls)
+            gaps, done = await contestant(actors)
+            longest.setdefault(name, []).append([max(gaps)])
+            every.setdefault(name, []).append(gaps)
+            if done:
+                calls.setdefault(name, []).append([done / SECONDS])
+            step()
         for actor in actors:
             ray.kill(actor)
-    return rows
+    return longest, every, calls
 
 
 def main():
-    options = report.options(__doc__)
-    report.start_ray()
-    results = {}
-    for name, (longest, every, done) in asyncio.run(measure()).items():
-        p99 = statistics.quantiles(every, n=100)[98]
-        results[name] = {"longest_ms": statistics.median(longest), "p99_ms": p99, "calls": statistics.median(done)}
-        row = results[name]
-        print(
-            f"{name:20s} longest gap {row['longest_ms']:7.1f} ms (median of {ROUNDS}), p99 {p99:6.2f} ms, "
-            f"{row['calls']:6.0f} calls"
-        )
-    ray.shutdown()
-    report.write(options.json, results)
+    options = harness.options(__doc__, rounds=ROUNDS, calls=1)
+    with harness.a_ray(), harness.progress("event loop", options.rounds * len(CONTESTANTS)) as step:
+        longest, every, calls = asyncio.run(measure(options.rounds, step))
+    table = harness.rows("longest gap", "ms", longest)
+    table += harness.rows("every gap", "ms", every)
+    table += harness.rows("calls", "per s", calls)
+    harness.show("the event loop beside a graph", table, options.json, "python -m benchmarks.event_loop")
 
 
 if __name__ == "__main__":

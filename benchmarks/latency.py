@@ -1,106 +1,120 @@
-"""How long does one execution take, next to a raw Compiled Graph and to ordinary actor calls?
+"""How long does one execution take, next to a raw Compiled Graph, ordinary actor calls, and bare processes?
 
-    python -m benchmarks.latency [--json FILE]
+    python -m benchmarks.latency [--json FILE] [--only TEXT]
 
-Every contestant runs the same method over actors of its own on the same machine. They take turns, a block of calls
-each, so that a machine that slows down slows all of them alike; the ratios to the raw graph are what counts.
+The shapes are those of Ray's own microbenchmark: one actor, scatter and gather, a chain, several arguments; with small
+inputs of several types, and asyncio. Every contestant runs the same method over the same actors.
 """
 
-import statistics
-import time
+from __future__ import annotations
 
-import ray
-from ray.dag import InputNode, MultiOutputNode
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-from benchmarks import report
-from benchmarks.report import Echo
-from cgexec import GraphConfig, GraphExecutor, chain, fan_out
+from benchmarks import harness
+from benchmarks.contestants import Call, Echo, Shape, classic, compiled, executor, floor, ours, raw
 
-ROUNDS, CALLS, WARM_UP = 5, 200, 100
-SHAPES = {"1 actor": (chain, 1), "fan of 4": (fan_out, 4), "chain of 4": (chain, 4)}
-
-
-def classic(shape, actors):
-    """Return a call of ordinary actor tasks."""
-    if shape is fan_out:
-        return lambda message: ray.get([actor.echo.remote(message) for actor in actors])
-
-    def call(message):
-        for actor in actors:
-            message = actor.echo.remote(message)
-        return ray.get(message)
-
-    return call
-
-
-def raw(shape, actors):
-    """Return a call of a raw Compiled Graph, and what ends it."""
-    with InputNode() as inp:
-        built = shape("echo")(inp, actors, [info(k) for k in range(len(actors))])
-    compiled = (MultiOutputNode(built) if isinstance(built, list) else built).experimental_compile()
-    return lambda message: ray.get(compiled.execute(message)), compiled.teardown
+ROUNDS, CALLS, WARM_UP = 7, 200, 100
+KILOBYTE = b"x" * 1000
+CASES = {
+    "1 actor, 1 byte": (Shape("chain", 1), b"x"),
+    "1 actor, an int": (Shape("chain", 1), 1),
+    "1 actor, a small dict": (Shape("chain", 1), {"key": 1, "other": "text"}),
+    "fan of 4": (Shape("fan", 4), b"x"),
+    "fan of 8": (Shape("fan", 8), b"x"),
+    "fan of 32": (Shape("fan", 32), b"x"),
+    "chain of 4": (Shape("chain", 4), b"x"),
+    "chain of 8": (Shape("chain", 8), b"x"),
+    "8 arguments to 8 actors, small": (Shape("arguments", 8), b"x"),
+    "8 arguments to 8 actors, 10 kB": (Shape("arguments", 8), KILOBYTE * 10),
+    "8 arguments to 8 actors, 1 MB": (Shape("arguments", 8), KILOBYTE * 1000),
+}
+ASYNC_CASE = "1 actor, asyncio"
+BUFFER_SIZE_BYTES = 1_100_000  # of Ray's channels: enough for every input
 
 
-def info(host_id):
-    """Return the HostInfo a builder expects."""
-    from cgexec import HostInfo
+@contextmanager
+def classic_async(actor: Any) -> Iterator[Call]:
+    """Ordinary actor calls, awaited."""
+    loop = asyncio.new_event_loop()
 
-    return HostInfo(host_id, "benchmark", None, healthy=True, failed=False)
+    async def call() -> Any:
+        return await actor.echo.remote(b"x")
 
-
-def microseconds(call, count):
-    """Return how long each of ``count`` calls took."""
-    taken = []
-    for _ in range(count):
-        started = time.perf_counter_ns()
-        call(b"x")
-        taken.append((time.perf_counter_ns() - started) / 1e3)
-    return taken
+    yield lambda: loop.run_until_complete(call())
+    loop.close()
 
 
-def measure(shape, num_actors):
-    """Return the microseconds of every contestant on one shape. Only one graph spins at a time."""
-    taken = {"classic": [], "raw": [], "cgexec, socket": [], "cgexec, ray": []}
-    actors = [Echo.remote() for _ in range(num_actors)]
-    for _ in range(ROUNDS):
-        call = classic(shape, actors)
-        microseconds(call, WARM_UP // 2)
-        taken["classic"] += microseconds(call, CALLS // 2)
-        call, end = raw(shape, actors)
-        microseconds(call, WARM_UP)
-        taken["raw"] += microseconds(call, CALLS)
-        end()
-        for transport in ("socket", "ray"):
-            with GraphExecutor(actors, shape("echo"), config=GraphConfig(transport=transport)) as graph:
-                microseconds(graph.execute, WARM_UP)
-                taken[f"cgexec, {transport}"] += microseconds(graph.execute, CALLS)
-    for actor in actors:
-        ray.kill(actor)
-    return taken
+@contextmanager
+def raw_async(actor: Any) -> Iterator[Call]:
+    """The raw graph through ``execute_async``."""
+    loop = asyncio.new_event_loop()
+    with compiled(Shape("chain", 1), [actor], enable_asyncio=True) as graph:
+
+        async def call() -> Any:
+            return await (await graph.execute_async(b"x"))
+
+        yield lambda: loop.run_until_complete(call())
+    loop.close()
 
 
-def summary(taken):
-    """Return median, p90 and p99 of each contestant, and the ratio of its median to the raw graph's."""
-    base = statistics.median(taken["raw"])
-    rows = {}
-    for name, values in taken.items():
-        cuts = statistics.quantiles(values, n=100)
-        median = statistics.median(values)
-        rows[name] = {"median_us": median, "p90_us": cuts[89], "p99_us": cuts[98], "ratio_to_raw": median / base}
-    return rows
+@contextmanager
+def ours_async(actor: Any, **config: Any) -> Iterator[Call]:
+    """cgexec through ``execute_async``."""
+    loop = asyncio.new_event_loop()
+    with executor(Shape("chain", 1), [actor], **config) as graph:
+        yield lambda: loop.run_until_complete(graph.execute_async(b"x"))
+    loop.close()
 
 
-def main():
-    options = report.options(__doc__)
-    report.start_ray()
-    results = {}
-    for name, (shape, num_actors) in SHAPES.items():
-        results[name] = summary(measure(shape, num_actors))
-        for contestant, row in results[name].items():
-            figures = f"{row['median_us']:9.0f} {row['p90_us']:9.0f} {row['p99_us']:9.0f}"
-            print(f"{name:12s} {contestant:8s} {figures} us   ratio {row['ratio_to_raw']:.2f}")
-    ray.shutdown()
-    report.write(options.json, results)
+def contestants(shape: Shape, message: Any, actors: list[Any]) -> Mapping[str, harness.Contestant]:
+    """Return who takes part in a case."""
+    return {
+        "floor": partial(floor, shape, message),
+        "classic": partial(classic, shape, actors, message),
+        "raw": partial(raw, shape, actors, message, _buffer_size_bytes=BUFFER_SIZE_BYTES),
+        "cgexec, socket": partial(ours, shape, actors, message),
+        "cgexec, ray": partial(
+            ours, shape, actors, message, transport="ray", buffer_size_bytes=BUFFER_SIZE_BYTES + 1000
+        ),
+    }
+
+
+def asynchronous(actors: list[Any]) -> Mapping[str, harness.Contestant]:
+    """Return who takes part in the case of asyncio."""
+    return {
+        "classic": partial(classic_async, actors[0]),
+        "raw": partial(raw_async, actors[0]),
+        "cgexec, socket": partial(ours_async, actors[0]),
+        "cgexec, ray": partial(ours_async, actors[0], transport="ray"),
+    }
+
+
+def main() -> None:
+    options = harness.options(__doc__ or "", rounds=ROUNDS, calls=CALLS)
+    names = [name for name in (*CASES, ASYNC_CASE) if options.only in name]
+    table: list[harness.Row] = []
+
+    def measure(call: Call) -> list[float]:
+        harness.microseconds(call, WARM_UP)
+        return harness.microseconds(call, options.calls)
+
+    with harness.a_ray(600 << 20):
+        actors = [
+            Echo.remote() for _ in range(max((CASES[name][0].num_actors for name in names if name in CASES), default=1))
+        ]
+        with harness.progress("latency", options.rounds * (5 * len(names) - (ASYNC_CASE in names))) as step:
+            for name in names:
+                if name == ASYNC_CASE:
+                    taking_part = asynchronous(actors)
+                else:
+                    shape, message = CASES[name]
+                    taking_part = contestants(shape, message, actors[: shape.num_actors])
+                table += harness.rows(name, "us", harness.in_turns(taking_part, measure, options.rounds, step))
+    harness.show("one execution", table, options.json, "python -m benchmarks.latency")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,91 @@
-"""What every benchmark does alike: its options, its Ray, and its figures in a file."""
+"""One HTML page of what was measured: a table and a plot for each file.
+
+python -m benchmarks.report results/*.json --out report.html
+"""
+
+from __future__ import annotations
 
 import argparse
+import base64
+import html
+import io
 import json
-import os
-import platform
+from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
+import matplotlib
 
-import ray
+matplotlib.use("Agg")
 
+from matplotlib import pyplot as plt
 
-def options(description):
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
-    return parser.parse_args()
-
-
-def start_ray():
-    """Start a Ray of one's own."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-
-
-def write(path, results):
-    """Write the figures, and what they were measured on, to a file if there is a path."""
-    if path:
-        about = {"python": platform.python_version(), "ray": ray.__version__, "cores": os.cpu_count()}
-        with open(path, "w") as file:
-            json.dump({"about": about, "results": results}, file, indent=1)
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>cgexec: benchmarks</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #222; }}
+table {{ border-collapse: collapse; margin: 1em 0; }} td, th {{ padding: .2em .8em; border-bottom: 1px solid #ddd; }}
+td + td + td, th + th + th {{ text-align: right; }} code {{ background: #f4f4f4; }} img {{ max-width: 100%; }}
+</style></head><body><h1>cgexec: benchmarks</h1>
+{sections}
+</body></html>
+"""
+COLUMNS = ("case", "contestant", "median", "p90", "p99", "spread", "ratio")
 
 
-@ray.remote(num_cpus=0)
-class Echo:
-    """The actor that is called."""
+def section(measured: dict[str, Any]) -> str:
+    """Return the part of the page about one file."""
+    about = ", ".join(f"{name} {value}" for name, value in measured["about"].items())
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells(row))}</tr>\n" for row in measured["rows"])
+    return (
+        f"<h2>{html.escape(measured['title'])}</h2>\n<p>{html.escape(about)}; <code>{html.escape(measured['command'])}"
+        f'</code></p>\n<img alt="plot" src="data:image/svg+xml;base64,{plot(measured)}">\n'
+        f"<table><tr>{head}</tr>\n{body}</table>"
+    )
 
-    def echo(self, message):
-        return message
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return the cells of one row of a table."""
+    numbers = [f"{row[name]:,.4g} {row['unit']}" for name in ("median", "p90", "p99")]
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    return [html.escape(row["case"]), html.escape(row["contestant"]), *numbers, f"{row['spread']:.0%}", ratio]
+
+
+def plot(measured: dict[str, Any]) -> str:
+    """Return bars of the ratios, or of the medians where there are none, as SVG in base64."""
+    rows = measured["rows"]
+    by_ratio = any(row["ratio"] is not None for row in rows)
+    field = "ratio" if by_ratio else "median"
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    heights = {(row["case"], row["contestant"]): row[field] for row in rows if row[field] is not None}
+    figure, axes = plt.subplots(figsize=(10, 0.8 + 0.16 * len(cases) * (len(names) + 1)))
+    for place, name in enumerate(names):
+        ys = [index + (place - len(names) / 2) / (len(names) + 1) for index in range(len(cases))]
+        widths = [heights.get((case, name), 0.0) for case in cases]
+        axes.barh(ys, widths, height=1 / (len(names) + 1), label=name, align="edge")
+    axes.set_yticks(range(len(cases)), cases)
+    axes.invert_yaxis()
+    if all(width > 0 for width in heights.values()):
+        axes.set_xscale("log")
+    if by_ratio:
+        axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xlabel("ratio (less is faster)" if by_ratio else rows[0]["unit"])
+    axes.legend(fontsize="small")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", bbox_inches="tight")
+    plt.close(figure)
+    return base64.b64encode(drawn.getvalue()).decode()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="+", metavar="FILE", help="what a benchmark wrote with --json")
+    parser.add_argument("--out", default="report.html", metavar="FILE")
+    options = parser.parse_args()
+    sections = "\n".join(section(json.loads(Path(path).read_text())) for path in options.files)
+    Path(options.out).write_text(PAGE.format(sections=sections))
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

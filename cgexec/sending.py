@@ -75,15 +75,24 @@ class Sender:
 
     def join(self, execution: Execution) -> None:
         """Put an execution in line, where its number has it."""
-        insort(self.line, execution, key=_number)
+        if not self.line or self.line[-1].number < execution.number:  # as a rule
+            self.line.append(execution)
+        else:
+            insort(self.line, execution, key=_number)
 
     def leave(self, execution: Execution) -> None:
         """Take an execution out of the line: it has been sent, or has settled."""
-        place = bisect_left(self.line, execution.number, key=_number)
-        if self.line[place : place + 1] == [execution]:  # else Ctrl-C came before it had joined
+        place = self._place(execution)
+        if place < len(self.line) and self.line[place] is execution:  # else Ctrl-C came before it had joined
             del self.line[place]
         if self.line:
             self._changed.notify_all()
+
+    def _place(self, execution: Execution) -> int:
+        """Return how many are in line before an execution."""
+        if self.line and self.line[0] is execution:  # as a rule
+            return 0
+        return bisect_left(self.line, execution.number, key=_number)
 
     def send_in_turn(self, execution: Execution, deadline: Deadline) -> None:
         """Wait in line and for a slot, and send.
@@ -131,7 +140,7 @@ class Sender:
 
     def _advance(self, execution: Execution, deadline: Deadline) -> bool:
         """Send the execution if that can be done now; return whether anything was done, and is to be looked at."""
-        ahead = bisect_left(self.line, execution.number, key=_number)
+        ahead = self._place(execution)
         about_to = ahead > 0 and deadline.late_s() < _FOR_ITS_TURN_S and self._has_room(ahead)
         engine = self._admit(execution, ahead == 0, deadline.remaining_s() == 0 and not about_to)
         if engine is not None:

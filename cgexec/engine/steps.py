@@ -63,8 +63,9 @@ class LoopEndedError(Exception):
 
 
 def _values(taken: Sequence[Taken], due: int, *, loaded: bool) -> list[Any]:
-    if any(each.execution != due for each in taken):
-        raise _MixedInputsError(f"execution {due} met inputs of {sorted({each.execution for each in taken})}")
+    for each in taken:
+        if each.execution != due:
+            raise _MixedInputsError(f"execution {due} met inputs of {sorted({each.execution for each in taken})}")
     return [each.value() for each in taken] if loaded else []
 
 

@@ -112,6 +112,7 @@ class FramedTask(_OurTask):
         self._outgoing: list[Any] = self.output_channels
         self._step = Step(origin, task.dag_node.num_returns, self.output_idxs)
         self._outlets: list[Outlet] = []
+        self._is_remote: list[bool] = []  # whether another process reads each of them
         self._taps: list[tuple[Tap | _Foreign, int]] = []
         self._index = 0
         self._taken: list[Taken] = []
@@ -123,6 +124,7 @@ class FramedTask(_OurTask):
         for channel in self._outgoing:
             if isinstance(channel, Edge):
                 self._outlets.append(channel.open_writer(hub))
+                self._is_remote.append(channel.has_remote)
             else:
                 channel.ensure_registered_as_writer()
                 hub.close_with(channel.close)
@@ -156,7 +158,7 @@ class FramedTask(_OurTask):
 
     def _call(self, instance: Any) -> None:
         taken, self._taken = self._taken, []
-        self._execution = max(each.execution for each in taken)
+        self._execution = taken[0].execution if len(taken) == 1 else max(each.execution for each in taken)
         self._result, self._failed = self._step.call(instance, taken, self._index - 1, self._arguments)
 
     def _arguments(self, values: list[Any]) -> Arguments:
@@ -169,7 +171,7 @@ class FramedTask(_OurTask):
             if not self._outlets:
                 self._put_foreign(result, failed)
                 return False
-            ready = self._step.put(instance, result, failed, [channel.has_remote for channel in self._outgoing])
+            ready = self._step.put(instance, result, failed, self._is_remote)
             for outlet, (encoded, value) in zip(self._outlets, ready, strict=True):
                 outlet.put(encoded, value, self._execution)
         except RayChannelError:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from cgexec.errors import CgexecError
@@ -60,7 +59,7 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
         """Wait as a Condition does; the lock is held afterwards, whatever ended the wait."""
         self._num_waiting += 1
         try:
-            return self._held_after(partial(self._condition.wait, timeout))
+            return self._held_after(self._condition.wait, timeout)
         finally:
             self._num_waiting -= 1
 
@@ -79,20 +78,20 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
         if self._num_waiting:
             self._condition.notify_all()
 
-    def outside(self, call: Callable[[], T]) -> T:
-        """Return what ``call()`` returns, called without the lock; whatever ends the call, the lock is held again."""
+    def outside(self, call: Callable[..., T], *args: Any) -> T:
+        """Return what ``call(*args)`` returns, called without the lock, which is held again whatever ends the call."""
+        found: T = self._held_after(self._without, call, args)
+        return found
 
-        def let_go() -> T:
-            self.release()
-            return call()
+    def _without(self, call: Callable[..., T], args: Sequence[Any]) -> T:
+        self.release()
+        return call(*args)
 
-        return self._held_after(let_go)
-
-    def _held_after(self, call: Callable[[], T]) -> T:
-        """Return what ``call()`` returns, and hold the lock; what interrupts that is raised once it is held."""
+    def _held_after(self, call: Callable[..., T], *args: Any) -> T:
+        """Return what ``call(*args)`` returns, and hold the lock; what interrupts that is raised once it is held."""
         interruption: BaseException | None = None
         try:
-            return call()
+            return call(*args)
         finally:
             while True:  # here, and not in a function of its own: as one begins, an interruption may come
                 try:

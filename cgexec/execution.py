@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import GraphSpec, Output, OutputError
-from cgexec.status import ExecutionInfo, JobStatus, JobSucceeded
+from cgexec.status import ExecutionInfo, JobStatus, JobSucceeded, made
 from cgexec.topology import HostInfo
 
 
@@ -66,6 +66,7 @@ class Execution:
         "submit_by",
         "submitted_at",
         "when_sent",
+        "writing",
     )
 
     def __init__(
@@ -82,6 +83,7 @@ class Execution:
         self.kept: tuple[Sequence[Any], Mapping[str, Any]] | None = None
         self.submitted_at = time.monotonic()
         self.submit_by: Deadline | None = None  # of one that is in line without a thread
+        self.writing = False  # by somebody, now
         self.sent = False
         self.sent_at: float | None = None  # for the first time
         self.attempts = 0
@@ -183,10 +185,16 @@ class Execution:
 
     def draft_info(self, *, state: str = "pending", **fields: Any) -> ExecutionInfo:
         """Return the info of an execution that has not settled, with these fields."""
-        elapsed_s = time.monotonic() - self.submitted_at
-        return ExecutionInfo(
-            self._name, state, self._kind, self.number, self.generation, self.attempts, elapsed_s, **fields
-        )
+        fields |= {
+            "name": self._name,
+            "state": state,
+            "kind": self._kind,
+            "execution": self.number,
+            "generation": self.generation,
+            "attempts": self.attempts,
+            "elapsed_s": time.monotonic() - self.submitted_at,
+        }
+        return made(ExecutionInfo, fields)
 
     def is_in_line(self) -> bool:
         """Return whether it is yet to be sent."""

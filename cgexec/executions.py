@@ -16,7 +16,6 @@ who reads (``reading``). Who waits in a thread does both by itself; the ``pump``
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -46,10 +45,8 @@ from cgexec.reading import Reader
 from cgexec.sending import Sender
 from cgexec.settings import FROM_CALL, Settings, check_wait
 from cgexec.stats import GraphStats, Tally
-from cgexec.status import JobError, JobFailed, JobPreempted, JobStatus
+from cgexec.status import JobError, JobFailed, JobPreempted, JobStatus, JobSucceeded
 from cgexec.topology import HostInfo, LostHost
-
-_logger = logging.getLogger(__name__)
 
 _DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
 
@@ -121,6 +118,20 @@ class Executions:
         self._reader.spent.clear()
         return execution
 
+    def execute(self, args: Sequence[Any], kwargs: Mapping[str, Any], timeout_s: float | None) -> JobStatus:
+        """See ``GraphExecutor.execute``: as ``submit`` and ``wait_status``, in one go."""
+        wait_s, submit_by = self.wait_s(timeout_s), Deadline.after(self.settings.submit_timeout_s.value)
+        with self._changed:
+            execution = self._new_locked(args, kwargs)
+            self._sender.send_in_turn(execution, submit_by)
+            deadline = Deadline.after(wait_s)
+            status = self._wait_locked(execution, deadline)
+            lost = execution.final is not None and not isinstance(status, (JobSucceeded, JobFailed))
+            if lost and execution.attempts > 0:  # let the next one find the graph rebuilt
+                self._changed.wait_for(lambda: self._lifecycle.state not in _DOWN, deadline.wait_s())
+        self._reader.spent.clear()
+        return status
+
     def try_submit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution | None:
         """Send one execution if there is room now, else return None; raises GraphClosedError only."""
         with self._changed:
@@ -145,13 +156,6 @@ class Executions:
         number, self._num_submitted = self._num_submitted, self._num_submitted + 1
         return Execution(self, self.name, self.kind, number, args, kwargs)
 
-    def _no_room(self) -> Exception:
-        in_flight, in_line = len(self._reader.in_flight), len(self._sender.line) - 1
-        return no_room(self.name, in_flight, in_line, self.settings.submit_timeout_s.value)
-
-    def _not_ready(self) -> Exception:
-        return not_ready(self.name, self._lifecycle.state.value, self.settings.submit_timeout_s.value)
-
     def _admit_locked(self, execution: Execution, its_turn: bool, late: bool) -> Engine | None:
         """Return an engine with a free slot, if it is its turn; or settle ``execution``, if there is to be none."""
         self._check_open_locked()
@@ -168,7 +172,11 @@ class Executions:
 
     def _refuse_late_locked(self, execution: Execution) -> None:
         """Settle an execution whose submit timeout has run out."""
-        self._refuse_locked(execution, self._no_room() if self._usable_engine() else self._not_ready())
+        timeout_s = self.settings.submit_timeout_s.value
+        error: Exception = not_ready(self.name, self._lifecycle.state.value, timeout_s)
+        if self._usable_engine() is not None:
+            error = no_room(self.name, len(self._reader.in_flight), len(self._sender.line) - 1, timeout_s)
+        self._refuse_locked(execution, error)
         self.gave_up()
 
     def _check_open_locked(self) -> None:
@@ -201,7 +209,8 @@ class Executions:
         execution.args, execution.kwargs = (), {}
         if execution.attempts > self._retry_preempted:
             execution.kept = None
-        self._notices.sent(execution)
+        if execution.when_sent is not None:
+            self._notices.sent(execution)
         execution.spec = engine.spec
         execution.received = [None] * len(engine.spec.outputs)
         if engine is not self._reader.engine:  # the generation was broken off while this was being sent
@@ -219,16 +228,17 @@ class Executions:
 
     def wait_status(self, execution: Execution, timeout_s: float | None) -> JobStatus:
         """See ``Execution.status``."""
-        return self.wait_until(execution, Deadline.after(self.wait_s(timeout_s)))
-
-    def wait_until(self, execution: Execution, deadline: Deadline) -> JobStatus:
-        """Return the outcome of ``execution``, or a pending JobError at the deadline."""
-        started = time.monotonic()
+        deadline = Deadline.after(self.wait_s(timeout_s))
         with self._changed:
-            self._reader.until(lambda: execution.final is not None, deadline)
-            status = self._answer_locked(execution, time.monotonic() - started)
+            status = self._wait_locked(execution, deadline)
         self._reader.spent.clear()
         return status
+
+    def _wait_locked(self, execution: Execution, deadline: Deadline) -> JobStatus:
+        """Return the outcome of ``execution``, or a pending JobError at the deadline."""
+        started = time.monotonic()
+        self._reader.until(lambda: execution.final is not None, deadline)
+        return self._answer_locked(execution, time.monotonic() - started)
 
     def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
         """See ``Execution.outputs``."""
@@ -253,11 +263,6 @@ class Executions:
         """See ``Execution.done``."""
         with self._changed:
             return self._reader.look(lambda: execution.final is not None)
-
-    def wait_open(self, deadline: Deadline) -> None:
-        """Return when the graph is neither broken nor being rebuilt, or at the deadline."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._lifecycle.state not in _DOWN, deadline.wait_s())
 
     def gave_up(self) -> None:
         """Somebody does not wait any longer for what has not settled: have the hosts looked after."""
@@ -377,9 +382,11 @@ class Executions:
         if execution.is_in_line():
             self._sender.leave(execution)
         execution.final = status
-        execution.complete |= not execution.sent
-        self._reader.spent.append((execution.args, execution.kwargs))
-        execution.args, execution.kwargs, execution.kept = (), {}, None
+        if not execution.sent:
+            execution.complete = True
+            self._reader.spent.append((execution.args, execution.kwargs))
+            execution.args, execution.kwargs = (), {}
+        execution.kept = None
         self._tally.note(status, time.monotonic() - execution.submitted_at)
         self._notices.settled(execution)
         if isinstance(status, JobFailed):
@@ -393,7 +400,7 @@ class Executions:
         execution.loss = status_of_break(execution.draft_info(), why, execution.hosts)
         retries = isinstance(execution.loss, JobPreempted) and execution.attempts <= self._retry_preempted
         open_still = execution.final is None and self._lifecycle.state is not GraphState.CLOSED
-        if retries and open_still and self._pump_runs():
+        if retries and open_still and self._pump.runs():
             execution.sent, execution.submit_by, execution.error_seen_at = False, Deadline.after(-1), None
             self._reader.spent.append(execution.received)
             execution.received = [None] * len(execution.received)
@@ -403,12 +410,3 @@ class Executions:
             return
         self._settle_locked(execution, execution.loss)
         execution.complete = True
-
-    def _pump_runs(self) -> bool:
-        """Return whether there is somebody to send again what was lost: the system may have no thread left."""
-        try:
-            self._pump.start()
-        except RuntimeError:
-            _logger.exception("graph %r: what a host took along is not sent again", self.name)
-            return False
-        return True

@@ -35,7 +35,7 @@ from cgexec.hosts import HostGroup
 from cgexec.lifecycle import GraphState, HistoryEntry
 from cgexec.settings import FROM_CALL, Settings, check_duration, check_wait
 from cgexec.stats import GraphStats
-from cgexec.status import JobError, JobPreempted, JobStatus
+from cgexec.status import JobStatus
 from cgexec.supervisor import Supervisor
 from cgexec.topology import HostInfo, LostHost
 
@@ -134,13 +134,7 @@ class GraphExecutor:
             GraphClosedError: the graph is closed.
             ValueError: ``timeout_s`` is not usable.
         """
-        wait_s = self._core.wait_s(timeout_s)
-        execution = self.submit(*args, **kwargs)
-        deadline = Deadline.after(wait_s)
-        status = self._core.wait_until(execution, deadline)
-        if isinstance(status, (JobPreempted, JobError)) and execution.final is not None and execution.attempts > 0:
-            self._core.wait_open(deadline)
-        return status
+        return self._core.execute(args, kwargs, timeout_s)
 
     def submit(self, /, *args: Any, **kwargs: Any) -> Execution:
         """Send one execution and return its handle, without waiting for its outcome.

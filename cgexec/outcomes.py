@@ -9,7 +9,7 @@ from ray.exceptions import RayCgraphCapacityExceeded, RayChannelTimeoutError
 
 from cgexec.classify import Place, Verdict, classify
 from cgexec.engine.protocol import Break, GraphSpec, Output, OutputError, OutputValue
-from cgexec.status import ExecutionInfo, HostFailure, JobError, JobStatus, JobSucceeded
+from cgexec.status import ExecutionInfo, HostFailure, JobError, JobStatus, JobSucceeded, made
 from cgexec.topology import HostInfo, LostHost, as_lost
 
 
@@ -91,7 +91,8 @@ def status_of_outputs(
             return failed_status(known, classify(output.error, Place.OUTPUT), output.error)
         if output is not None:
             values.append(output.value)
-    return JobSucceeded(info(state="succeeded"), values if spec.returns_list else values[0])
+    result = values if spec.returns_list else values[0]
+    return made(JobSucceeded, {"info": info(state="succeeded"), "result": result})
 
 
 def status_of_output(

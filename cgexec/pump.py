@@ -8,6 +8,7 @@ keeps no answer waiting. Who waits in a thread of their own does without them.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +46,15 @@ class Pump:
                 thread.start()
                 self._threads[what] = thread
 
+    def runs(self) -> bool:
+        """Start the threads, unless they run; return whether they do: the system may have none left."""
+        try:
+            self.start()
+        except RuntimeError:
+            _logger.exception("graph %r: what a host took along is not sent again", self._name)
+            return False
+        return True
+
     def end(self) -> None:
         """Do no more, and start no thread; what has begun is seen through."""
         self._ended = True
@@ -73,10 +83,10 @@ class Pump:
         if head is None:
             self._changed.wait()
         elif not self._sender.advance(head):
-            self._reader.read_or_wait(head.submit_by or _FOR_EVER)
+            self._reader.read_or_wait((head.submit_by or _FOR_EVER).remaining_s())
 
     def _read_next(self) -> None:
         if self._notices.watched():
-            self._reader.read_or_wait(_FOR_EVER)
+            self._reader.read_or_wait(math.inf)
         else:
             self._changed.wait()

@@ -8,10 +8,11 @@ out.
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 from ray.exceptions import RayChannelError
 
@@ -64,9 +65,10 @@ class Reader:
     def until(self, settled: Callable[[], bool], deadline: Deadline) -> bool:
         """Read, or wait for who does, until ``settled()`` or the deadline; a deadline that has passed looks once."""
         while not settled():
-            if deadline.remaining_s() == 0:
+            left_s = deadline.remaining_s()
+            if left_s == 0:
                 return self.look(settled)
-            self.read_or_wait(deadline)
+            self.read_or_wait(left_s)
         return True
 
     def look(self, settled: Callable[[], bool]) -> bool:
@@ -88,12 +90,12 @@ class Reader:
             if not head.complete:
                 break
 
-    def read_or_wait(self, deadline: Deadline) -> None:
+    def read_or_wait(self, at_most_s: float) -> None:
         """Read the oldest execution for a while, or wait for a change if it is not for this thread to read."""
         if self._may_read():
-            self._read(deadline.slice_s(LONGEST_WAIT_S))
+            self._read(min(at_most_s, LONGEST_WAIT_S))
         else:
-            self._changed.wait(deadline.wait_s())
+            self._changed.wait(None if at_most_s == math.inf else min(at_most_s, threading.TIMEOUT_MAX))
 
     def _may_read(self) -> bool:
         usable = self.engine is not None and not self.engine.broken and self.reading is not self.engine
@@ -108,7 +110,7 @@ class Reader:
             timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
         self.reading = engine
         try:
-            self._changed.outside(partial(engine.collect, head.received, timeout_s))
+            self._changed.outside(engine.collect, head.received, timeout_s)
         except EngineBrokenError as error:
             self._on_break(engine, error.reason)
         except BaseException as error:  # noqa: BLE001 - condemn() raises an interruption again

@@ -13,10 +13,10 @@ meanwhile helps to settle what is in flight; the others, and all that is sent ag
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ray.exceptions import RayChannelTimeoutError
@@ -62,8 +62,7 @@ class Sender:
         retries: int,
     ) -> None:
         self.line: list[Execution] = []
-        self._writing: set[Execution] = set()
-        self._encoding: set[int] = set()  # the threads that serialise an input now
+        self._sending: set[int] = set()  # the threads that serialise an input now, and write it
         self._changed = changed
         self._reader = reader
         self._admit = admit
@@ -101,16 +100,17 @@ class Sender:
         """
         try:
             self.join(execution)
-            if threading.get_ident() in self._encoding:
+            if self._sending and threading.get_ident() in self._sending:
                 what = "submitted as an input of the same graph was serialised: it would wait for itself"
                 self._settle_unsent(execution, Verdict.ERROR, CgexecError(what))
             while execution.is_in_line() and execution.submit_by is None:
                 if self._advance(execution, deadline):
                     continue
-                if deadline.remaining_s() == 0:
+                left_s = deadline.remaining_s()
+                if left_s == 0:
                     self._changed.wait(_FOR_ITS_TURN_S)
                 else:
-                    self._reader.read_or_wait(deadline)
+                    self._reader.read_or_wait(left_s)
         except BaseException as error:
             execution.collected = True  # who submitted it is told, and has no handle
             self._settle_unsent(execution, Verdict.ERROR, error)
@@ -132,17 +132,19 @@ class Sender:
 
     def can_be_refused(self, execution: Execution) -> bool:
         """Return whether nothing of an unattended execution was sent yet, or is about to be."""
-        return execution.is_in_line() and execution.attempts == 0 and execution not in self._writing
+        return execution.is_in_line() and execution.attempts == 0 and not execution.writing
 
     def unattended(self) -> list[Execution]:
         """Return those in line that nobody sends any more once the graph has ended."""
-        return [each for each in self.line if each.submit_by is not None and each not in self._writing]
+        return [each for each in self.line if each.submit_by is not None and not each.writing]
 
     def _advance(self, execution: Execution, deadline: Deadline) -> bool:
         """Send the execution if that can be done now; return whether anything was done, and is to be looked at."""
         ahead = self._place(execution)
-        about_to = ahead > 0 and deadline.late_s() < _FOR_ITS_TURN_S and self._has_room(ahead)
-        engine = self._admit(execution, ahead == 0, deadline.remaining_s() == 0 and not about_to)
+        engine = self._admit(execution, ahead == 0, False)
+        if engine is None and execution.is_in_line() and deadline.remaining_s() == 0:
+            about_to = ahead > 0 and deadline.late_s() < _FOR_ITS_TURN_S and self._has_room(ahead)
+            engine = self._admit(execution, ahead == 0, not about_to)
         if engine is not None:
             self._send(engine, execution, deadline)
         return engine is not None or not execution.is_in_line()
@@ -150,28 +152,33 @@ class Sender:
     def _send(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
         """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
         here = threading.get_ident()
-        self._encoding.add(here)
+        self._sending.add(here)
         try:
-            encoded = self._changed.outside(partial(self._encode, engine, execution))
-        except Exception as error:
-            if is_interruption(error):
+            self._changed.outside(self._transmit, engine, execution, deadline)
+            if execution.writing:
+                self._sent(engine, execution)
+        except BaseException as error:
+            if execution.writing:
+                self._write_failed(engine, execution, error)
+            elif not isinstance(error, Exception) or is_interruption(error):
                 raise
-            # The input is the caller's: anything can happen in its __reduce__.
-            self._settle_unsent(execution, Verdict.FAILED, error)
-            return
+            else:  # the input is the caller's: anything can happen in its __reduce__
+                self._settle_unsent(execution, Verdict.FAILED, error)
         finally:
-            self._encoding.discard(here)
-        if not execution.is_in_line():  # it was withdrawn meanwhile
-            return
-        self._writing.add(execution)
-        try:
-            timeout_s = -1 if deadline.wait_s() is None else deadline.remaining_s()
-            self._changed.outside(partial(engine.send, encoded, timeout_s))
-            self._sent(engine, execution)
-        except BaseException as error:  # noqa: BLE001 - an interruption is raised again
-            self._write_failed(engine, execution, error)
-        finally:
-            self._writing.discard(execution)
+            execution.writing = False
+            self._sending.discard(here)
+
+    def _transmit(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
+        """Serialise the input and write it, without the lock; ``execution.writing`` from when it may be written."""
+        encoded = self._encode(engine, execution)
+        if execution.submit_by is None:  # nobody but this thread settles it while it is in line
+            execution.writing = True
+        else:
+            with self._changed:
+                if not execution.is_in_line():  # it was withdrawn meanwhile
+                    return
+                execution.writing = True
+        engine.send(encoded, -1 if deadline.at == math.inf else deadline.remaining_s())
 
     def _encode(self, engine: Engine, execution: Execution) -> Any:
         """Return the input, serialised for ``engine``: what is sent again is what was sent the first time."""

@@ -98,6 +98,7 @@ class CompiledEngine(EngineOverRay):
         self._settled_in = False
         self._settings = settings
         self._inputs: list[InputEnd] = []
+        self._encoders: list[tuple[int | str | None, Callable[[Any], Any]]] = []
         self._outputs: list[OutputEnd] = []
         self._over_wires: WireOutputs | None = None  # if all outputs come so
         self._num_sent = 0
@@ -186,13 +187,14 @@ class CompiledEngine(EngineOverRay):
         self._inputs = [
             input_end(key, channel, self._hub, buffer_size_bytes) for key, channel in zip(keys, channels, strict=True)
         ]
+        self._encoders = [(end.key, end.encode) for end in self._inputs]
 
     def _all_over_wires(self) -> bool:
         return all(isinstance(end, SocketOutput) for end in self._outputs)
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Return the serialised value for each input channel; nothing is sent."""
-        return encoded_inputs(self.spec, ((end.key, end.encode) for end in self._inputs), args, kwargs)
+        return encoded_inputs(self.spec, self._encoders, args, kwargs)
 
     def send(self, encoded: Sequence[Any], timeout_s: float) -> None:
         """Write one execution's inputs to their channels."""
@@ -212,28 +214,32 @@ class CompiledEngine(EngineOverRay):
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Read the output channels whose places are empty."""
-        deadline = Deadline.after(timeout_s)
-        while waiting := [end for end in self._outputs if outputs[end.places[0]] is None]:
-            found, error = self._read(waiting, deadline)
+        waiting = [end for end in self._outputs if outputs[end.places[0]] is None]
+        left_s, deadline = timeout_s, Deadline.after(timeout_s)
+        while waiting:
+            found, error = self._read(waiting, left_s)
             failed = False
             for end, taken in found:
                 output = self._output(taken, self.spec.outputs[end.places[0]])
                 for place in end.places:
                     outputs[place] = output
+                waiting.remove(end)
                 failed = failed or isinstance(output, OutputError)
             if error is not None:
                 self.broken = True
                 raise EngineBrokenError(bare(error))
-            if None in outputs and (failed or (not found and (self.broken or deadline.remaining_s() == 0))):
-                return
+            if waiting:
+                left_s = deadline.remaining_s()
+                if failed or (not found and (self.broken or left_s == 0)):
+                    return
         self._num_collected += 1
 
     def _read(
-        self, waiting: Sequence[OutputEnd], deadline: Deadline
+        self, waiting: Sequence[OutputEnd], timeout_s: float
     ) -> tuple[Sequence[tuple[OutputEnd, Taken]], RayChannelError | None]:
         if self._over_wires is not None:
-            return self._over_wires.read(cast("Sequence[SocketOutput]", waiting), deadline.remaining_s())
-        return read_in_turn(waiting, deadline, self._read_slice_s)
+            return self._over_wires.read(cast("Sequence[SocketOutput]", waiting), timeout_s)
+        return read_in_turn(waiting, Deadline.after(timeout_s), self._read_slice_s)
 
     def _output(self, taken: Taken, port: OutputPort) -> Output:
         """Return what was taken from an output channel as a value or as an error.
@@ -274,7 +280,12 @@ class CompiledEngine(EngineOverRay):
         with suppress(SessionOverError):
             self._session.leave(partial(let_go, self._compiled, clean_up_by.remaining_s()))
         self._end_groups(clean_up_by)
-        self._inputs, self._outputs, self._over_wires = [], [], None  # the last to hold their connections
+        self._inputs, self._encoders, self._outputs, self._over_wires = (
+            [],
+            [],
+            [],
+            None,
+        )  # the last to hold their connections
         self._release_all_but(stuck, clean_up_by)
         return {
             member.info.host_id: self._unreachable.get(member.info.host_id) or stuck_host(member) for member in stuck

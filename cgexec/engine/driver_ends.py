@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import select
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import ray
@@ -76,10 +77,12 @@ class SocketInput:
 
 
 class SocketOutput:
-    """An output that comes over a wire."""
+    """An output that comes over a wire. What has come of later executions is kept until it is their turn."""
 
     def __init__(self, edge: SocketEdge, hub: Hub) -> None:
         self.places: list[int] = []
+        self.arrived: deque[Taken] = deque()
+        self.ended: RayChannelError | None = None  # why nothing comes behind what has arrived
         self._inlet = hub.inlet(edge.channel_id)
 
     @property
@@ -88,6 +91,17 @@ class SocketOutput:
         if self._inlet.wire is None:
             raise RayChannelError("Channel closed: the output was never connected")
         return self._inlet.wire
+
+    def receive(self) -> None:
+        """Take what the wire has received; does not wait."""
+        wire = self.wire
+        try:
+            frame = wire.receive(block=False)
+            while frame is not None:
+                self.arrived.append(Taken.from_frame(frame))
+                frame = wire.buffered()
+        except WireClosedError as closed:
+            self.ended = RayChannelError(f"Channel closed: {closed}")
 
     def read(self, timeout_s: float) -> Taken:
         deadline = Deadline.after(timeout_s)
@@ -108,48 +122,38 @@ class WireOutputs:
     """
 
     def __init__(self, outputs: Sequence[SocketOutput], alarm: int | None) -> None:
-        self._by_descriptor = {output.wire.fileno(): output for output in outputs}
-        self._alarm = alarm
-        self._poll_all = self._poller(self._by_descriptor)
-
-    def _poller(self, descriptors: Iterable[int]) -> select.poll:
-        poller = select.poll()
-        for descriptor in descriptors:
-            poller.register(descriptor, select.POLLIN)
-        if self._alarm is not None:
-            poller.register(self._alarm, select.POLLIN)
-        return poller
+        self._by_descriptor = {output.wire.fileno(): output for output in outputs if output.ended is None}
+        self._poller = select.poll()
+        for descriptor in self._by_descriptor:
+            self._poller.register(descriptor, select.POLLIN)
+        if alarm is not None:
+            self._poller.register(alarm, select.POLLIN)
 
     def read(
         self, waiting: Sequence[SocketOutput], timeout_s: float
     ) -> tuple[list[tuple[SocketOutput, Taken]], RayChannelError | None]:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended."""
-        found: list[tuple[SocketOutput, Taken]] = []
-        error: RayChannelError | None = None
-        for output in waiting:
-            error = self._take(output, found, buffered=True) or error
-        if found or error is not None:
-            return found, error
-        poller = self._poll_all
-        if len(waiting) < len(self._by_descriptor):
-            poller = self._poller(output.wire.fileno() for output in waiting)
-        for descriptor, _ in poller.poll(math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
-            if descriptor != self._alarm:
-                error = self._take(self._by_descriptor[descriptor], found, buffered=False) or error
-        return found, error
+        found = _taken_from(waiting)
+        if not found and _end_among(waiting) is None:
+            for descriptor, _ in self._poller.poll(math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
+                output = self._by_descriptor.get(descriptor)
+                if output is not None:  # else it is the alarm
+                    output.receive()
+                    if output.ended is not None:
+                        self._poller.unregister(descriptor)
+            found = _taken_from(waiting)
+        return found, None if found else _end_among(waiting)
 
-    def _take(
-        self, output: SocketOutput, found: list[tuple[SocketOutput, Taken]], *, buffered: bool
-    ) -> RayChannelError | None:
-        """Add the next frame of ``output`` to ``found``, if it has arrived; return what is wrong with its wire."""
-        wire = output.wire
-        try:
-            frame = wire.buffered() if buffered else wire.receive(block=False)
-        except WireClosedError as closed:
-            return RayChannelError(f"Channel closed: {closed}")
-        if frame is not None:
-            found.append((output, Taken.from_frame(frame)))
-        return None
+
+def _taken_from(outputs: Sequence[SocketOutput]) -> list[tuple[SocketOutput, Taken]]:
+    return [(output, output.arrived.popleft()) for output in outputs if output.arrived]
+
+
+def _end_among(outputs: Sequence[SocketOutput]) -> RayChannelError | None:
+    for output in outputs:
+        if output.ended is not None:
+            return output.ended
+    return None
 
 
 class RayInput:

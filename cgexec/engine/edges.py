@@ -18,8 +18,9 @@ process's hub does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count, repeat
 from typing import Any, Protocol
 
 from ray.exceptions import RayChannelError, RayTaskError
@@ -48,6 +49,10 @@ class Tap:
         self._num_taken = 0
         self._last: Taken | None = None
         self._left = 0
+
+    def reader(self, num_readers: int) -> Callable[[], Taken]:
+        """Return what one of so many tasks calls for what comes next, waiting for it."""
+        return self._incoming.next if num_readers == 1 else map(self.take, count(), repeat(num_readers)).__next__
 
     def take(self, index: int, num_readers: int) -> Taken:
         """Return what arrived ``index``-th, waiting for it; it is kept until ``num_readers`` tasks have taken it."""

@@ -46,6 +46,7 @@ class Kind(IntEnum):
 
 
 _KINDS = {int(kind): kind for kind in Kind}
+_WITH_PAYLOAD = {int(kind): kind for kind in (Kind.VALUE, Kind.BYTES, Kind.ERROR)}
 
 
 @dataclass(slots=True)
@@ -150,6 +151,22 @@ def unpack_header(data: Bytes, start: int = 0) -> Header:
     if num_buffers > MOST_BUFFERS or region_bytes > MOST_BYTES or 8 * num_buffers + payload_bytes > region_bytes:
         raise FrameError(f"{num_buffers} buffers and {payload_bytes} bytes in a region of {region_bytes} bytes")
     return Header(_KINDS[kind], bool(flags), generation, num_buffers, segment, execution, payload_bytes, region_bytes)
+
+
+def unpack_plain(data: bytes) -> Frame | None:
+    """Return the frame that ``data`` is, all of it, if it is one without buffers, as most are; else None.
+
+    As ``unpack_header`` and ``unpack_region`` together, in half the time.
+    """
+    if len(data) < HEADER.size:
+        return None
+    kind, flags, generation, num_buffers, segment, execution, payload_bytes, region_bytes = HEADER.unpack_from(data)
+    known = _WITH_PAYLOAD.get(kind)
+    if known is None or flags or num_buffers or segment:
+        return None
+    if payload_bytes != region_bytes or region_bytes != len(data) - HEADER.size:
+        return None
+    return Frame(known, generation, execution, data[HEADER.size :])
 
 
 def unpack_region(header: Header, region: memoryview, shared: memoryview | None = None) -> Frame:

@@ -17,7 +17,11 @@ from cgexec.engine.frames import MOST_BUFFERS, Encoded, Frame, Kind
 
 LARGE_BYTES = 1 << 17  # from here on a buffer goes through shared memory where it can
 
-_PLAIN = frozenset({str, int, float, complex, bool, type(None)})  # for which pickle does as cloudpickle, and sooner
+# Types that run no code of anybody's as they are serialised: pickle does with them as cloudpickle, and sooner.
+_SCALARS = frozenset({str, int, float, complex, bool, type(None)})
+PLAIN = _SCALARS | {bytes}
+_CONTAINERS = frozenset({dict, list, tuple})
+_MOST_PLAIN = 64  # items of a dict, list or tuple that are worth a look at each
 
 
 def encode(value: Any) -> Encoded:
@@ -30,7 +34,7 @@ def encode(value: Any) -> Encoded:
         if len(value) < LARGE_BYTES:
             return Encoded(Kind.BYTES, value)
         return Encoded(Kind.BYTES, b"", (memoryview(value),))
-    if kind in _PLAIN:
+    if kind in _SCALARS or (kind in _CONTAINERS and _is_plain(value)):
         return Encoded(Kind.VALUE, pickle.dumps(value, 5))
     if kind is Encoded:
         return cast("Encoded", value)
@@ -39,6 +43,13 @@ def encode(value: Any) -> Encoded:
     if len(buffers) > MOST_BUFFERS:
         return Encoded(Kind.VALUE, cloudpickle.dumps(value, protocol=5))
     return Encoded(Kind.VALUE, payload, [buffer.raw() for buffer in buffers])
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a dict, list or tuple is a short one of nothing but plain values."""
+    if len(value) > _MOST_PLAIN or not PLAIN.issuperset(map(type, value)):
+        return False
+    return type(value) is not dict or PLAIN.issuperset(map(type, value.values()))
 
 
 def kept(encoded: Encoded) -> Encoded:

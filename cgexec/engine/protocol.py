@@ -88,14 +88,14 @@ class GraphSpec:
     returns_list: bool
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class OutputValue:
     """An output that arrived."""
 
     value: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OutputError:
     """An error in the place of an output. ``host_id`` and ``method``: where it was raised, None where unknown.
 

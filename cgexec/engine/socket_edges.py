@@ -12,7 +12,7 @@ from ray.experimental.channel.common import ChannelOutputType
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.edges import Edge, Incoming, Outlet, Queue, actor_name
-from cgexec.engine.frames import Encoded
+from cgexec.engine.frames import Encoded, pack
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.segments import Segment
@@ -60,6 +60,11 @@ class _SocketOutlet:
             return
         try:
             segment = self._share(encoded) if encoded.buffers and self._any_near else None
+            if segment is None:
+                pieces = pack(encoded, self._hub.key.generation, execution)
+                for wire in self._wires:
+                    wire.send_packed(pieces)
+                return
             for wire in self._wires:
                 wire.send(encoded, execution, segment if wire.passes_descriptors else None)
         except WireClosedError as error:

@@ -26,6 +26,8 @@ from cgexec.isolation import apart
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
+_ERROR = Kind.ERROR
+
 
 class _MixedInputsError(Exception):
     """The inputs of one task belong to different executions."""
@@ -49,7 +51,7 @@ class Taken:
     @classmethod
     def from_frame(cls, frame: Frame) -> Taken:
         """Return what ``frame`` carries."""
-        return cls(frame.execution, frame.payload if frame.kind is Kind.ERROR else None, frame)
+        return cls(frame.execution, frame.payload if frame.kind is _ERROR else None, frame)
 
     def value(self) -> Any:
         """Return the value, loaded once. Raises whatever loading it raises."""
@@ -62,11 +64,8 @@ class LoopEndedError(Exception):
     """A method raised what is no Exception, and no SystemExit: the actor leaves the graph. Its text tells."""
 
 
-def _values(taken: Sequence[Taken], due: int, *, loaded: bool) -> list[Any]:
-    for each in taken:
-        if each.execution != due:
-            raise _MixedInputsError(f"execution {due} met inputs of {sorted({each.execution for each in taken})}")
-    return [each.value() for each in taken] if loaded else []
+def _values(taken: Sequence[Taken]) -> list[Any]:
+    return [each.value() for each in taken]
 
 
 class Step:
@@ -93,13 +92,18 @@ class Step:
             SystemExit: the method did: the process is to end.
             LoopEndedError: it raised something else that is no Exception.
         """
-        failures = [each.failures for each in taken if each.failures is not None]
-        values, error = apart(lambda: _values(taken, due, loaded=not failures))
+        mixed = failed = False
+        for each in taken:
+            mixed = mixed or each.execution != due
+            failed = failed or each.failures is not None
+        if mixed:
+            met = sorted({each.execution for each in taken})
+            return None, self._unusable(_MixedInputsError(f"execution {due} met inputs of {met}"), instance)
+        if failed:
+            return None, merged([each.failures for each in taken if each.failures is not None])
+        values, error = apart(partial(_values, taken))
         if error is not None:
-            what = f"what {self.name} was to be given cannot be used"
-            return None, self.failure(as_plain_exception(error), instance, what)
-        if failures:
-            return None, merged(failures)
+            return None, self._unusable(as_plain_exception(error), instance)
         args, kwargs = arguments(values or [])
         self._begun_at = time.monotonic()
         # With no frame of ours in between, which the exception would hold.
@@ -114,6 +118,9 @@ class Step:
             raise LoopEndedError(f"{class_name(error)}: {text_of(error)}\n\n{text}")
         return None, self.failure(error, instance)
 
+    def _unusable(self, error: Exception, instance: Any) -> Encoded:
+        return self.failure(error, instance, f"what {self.name} was to be given cannot be used")
+
     def put(
         self, instance: Any, result: Any, failed: Encoded | None, is_remote: Sequence[bool]
     ) -> list[tuple[Encoded | None, Any]]:
@@ -122,7 +129,7 @@ class Step:
         Nothing is made to be sent where ``is_remote`` says that nobody elsewhere reads it, unless it is an error.
         """
         if failed is None:
-            ready, error = apart(lambda: self._ready(result, is_remote))
+            ready, error = apart(partial(self._ready, result, is_remote))
             if error is None:
                 return ready or []
             what = f"what {self.name} returned, a {class_name(result)}, cannot be sent"
@@ -130,14 +137,15 @@ class Step:
         return [(failed, None)] * len(is_remote)
 
     def _ready(self, result: Any, is_remote: Sequence[bool]) -> list[tuple[Encoded | None, Any]]:
+        if self._num_returns == 1:
+            encoded = payload.encode(result) if True in is_remote else None
+            return [(encoded if remote else None, result) for remote in is_remote]
         return [
             (payload.encode(value) if remote else None, value)
             for value, remote in zip(self._parts_of(result), is_remote, strict=True)
         ]
 
     def _parts_of(self, result: Any) -> list[Any]:
-        if self._num_returns == 1:
-            return [result] * len(self._parts)
         if not isinstance(result, (tuple, list)) or len(result) != self._num_returns:
             found = f"{len(result)} values" if isinstance(result, (tuple, list)) else "one value"
             raise _WrongNumberError(f"{self._num_returns} values were expected, and {found} came")

@@ -28,7 +28,7 @@ from ray.dag.dag_node_operation import _DAGNodeOperationType
 from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.cached_channel import CachedChannel
 
-from cgexec.engine.edges import Edge, Outlet, Tap, actor_name, ending_as_ray_says
+from cgexec.engine.edges import Edge, Outlet, actor_name, ending_as_ray_says
 from cgexec.engine.failures import as_task_error, decode_failures, encode_failures, from_ray
 from cgexec.engine.frames import Encoded
 from cgexec.engine.graph_spec import actor_of
@@ -41,13 +41,15 @@ _READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE
 
 
 class _Foreign:
-    """The tap of a channel that is not ours: values without a tag, taken to be of the execution that is due."""
+    """What comes over a channel that is not ours: values without a tag, taken to be of the execution that is due."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
+        self._num_taken = 0
 
-    def take(self, index: int, _num_readers: int) -> Taken:
+    def next(self) -> Taken:
         value = self._channel.read()
+        index, self._num_taken = self._num_taken, self._num_taken + 1
         if isinstance(value, RayTaskError):
             return Taken(index, encode_failures([from_ray(value)]).payload)
         return Taken(index, None, None, value)
@@ -58,16 +60,16 @@ def _source(channel: Any) -> Any:
     return channel._inner_channel if isinstance(channel, CachedChannel) else channel
 
 
-def _tap(channel: Any, hub: Hub) -> tuple[Tap | _Foreign, int]:
-    """Return what to take a task's input from, and how many tasks of the actor take the same."""
+def _reader(channel: Any, hub: Hub) -> Callable[[], Taken]:
+    """Return what to call for a task's next input; other tasks of the actor may take the same."""
     source = _source(channel)
     if isinstance(source, Edge):
         if hub.identity in source.cached_by_ray:
-            return _Foreign(channel), 1
-        return source.open_reader(hub), 1 if source is channel else channel._num_reads
+            return _Foreign(channel).next
+        return source.open_reader(hub).reader(1 if source is channel else channel._num_reads)
     channel.ensure_registered_as_reader()
     hub.close_with(channel.close)
-    return _Foreign(channel), 1
+    return _Foreign(channel).next
 
 
 class _OurTask(ExecutableTask):
@@ -113,7 +115,8 @@ class FramedTask(_OurTask):
         self._step = Step(origin, task.dag_node.num_returns, self.output_idxs)
         self._outlets: list[Outlet] = []
         self._is_remote: list[bool] = []  # whether another process reads each of them
-        self._taps: list[tuple[Tap | _Foreign, int]] = []
+        self._readers: list[Callable[[], Taken]] = []
+        self._takes_inputs_alone = False  # as its arguments, in their order: there are no constants among them
         self._index = 0
         self._taken: list[Taken] = []
         self._execution = 0
@@ -128,7 +131,9 @@ class FramedTask(_OurTask):
             else:
                 channel.ensure_registered_as_writer()
                 hub.close_with(channel.close)
-        self._taps = [_tap(channel, hub) for channel in self.input_channels]
+        self._readers = [_reader(channel, hub) for channel in self.input_channels]
+        marks = [object() for _ in self._readers]
+        self._takes_inputs_alone = [task_input.resolve(marks) for task_input in self.task_inputs] == marks
         hub.task_started(self._step)
 
     def cancel(self) -> None:
@@ -150,7 +155,7 @@ class FramedTask(_OurTask):
 
     def _take(self) -> bool:
         try:
-            self._taken = [tap.take(self._index, num_readers) for tap, num_readers in self._taps]
+            self._taken = [take_next() for take_next in self._readers]
         except RayChannelError:
             return True
         self._index += 1
@@ -162,7 +167,9 @@ class FramedTask(_OurTask):
         self._result, self._failed = self._step.call(instance, taken, self._index - 1, self._arguments)
 
     def _arguments(self, values: list[Any]) -> Arguments:
-        return [task_input.resolve(values) for task_input in self.task_inputs], self.resolved_kwargs
+        if not self._takes_inputs_alone:
+            values = [task_input.resolve(values) for task_input in self.task_inputs]
+        return values, self.resolved_kwargs
 
     def _put(self, instance: Any) -> bool:
         result, self._result = self._result, None

@@ -32,6 +32,7 @@ from cgexec.engine.frames import (
     Kind,
     pack,
     unpack_header,
+    unpack_plain,
     unpack_region,
 )
 from cgexec.engine.segments import Mappings, Segment
@@ -121,13 +122,17 @@ class Wire:
             WireClosedError: the connection has ended.
         """
         if segment is None:
-            self._send(pack(encoded, self._generation, execution))
+            self.send_packed(pack(encoded, self._generation, execution))
             return
         new = segment.number not in self._announced
         segment.holders += 1
         self._announced.add(segment.number)
         pieces = pack(encoded, self._generation, execution, segment.number, new)
         self._send(pieces, segment.descriptor if new else None)
+
+    def send_packed(self, pieces: Sequence[Bytes]) -> None:
+        """Send a frame of this generation, as ``pack`` made it; does not wait. Raises as ``send``."""
+        self._send(pieces)
 
     def forget(self, number: int) -> None:
         """Tell the other end that a segment is not used any more."""
@@ -214,7 +219,29 @@ class Wire:
         Raises:
             WireClosedError: the connection has ended, and every whole frame that came before has been returned.
         """
-        return self._received(0 if block else _DONT_WAIT)
+        flags = 0 if block else _DONT_WAIT
+        if not (self._data or self._header is not None or self._no_frame):  # nothing is left from before, as a rule
+            try:
+                data = self._receive_chunk(flags)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                raise WireClosedError(str(error)) from error
+            except FrameError as error:
+                raise self._none(error) from error
+            frame = unpack_plain(data)
+            if frame is not None and frame.generation == self._generation:
+                return frame
+            if not data:
+                raise WireClosedError("the other end has gone")
+            self._data = data
+        return self._received(flags)
+
+    def _none(self, error: Exception) -> WireClosedError:
+        """End the wire: what has been received is no frame, and nothing behind it can be believed."""
+        self._no_frame = f"what was received is no frame: {error}"
+        self.shut()
+        return WireClosedError(self._no_frame)
 
     def _received(self, flags: int | None) -> Frame | None:
         if self._no_frame:
@@ -228,9 +255,7 @@ class Wire:
                 elif flags is None or not self._fill(flags):
                     return None
         except (FrameError, MemoryError, KeyError, IndexError, ValueError) as error:
-            self._no_frame = f"what was received is no frame: {error}"
-            self.shut()
-            raise WireClosedError(self._no_frame) from error
+            raise self._none(error) from error
         except OSError as error:
             raise WireClosedError(str(error)) from error
 

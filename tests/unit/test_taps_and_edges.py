@@ -28,7 +28,7 @@ from cgexec.engine.protocol import OutputPort
 from cgexec.engine.ray_edges import RayEdge
 from cgexec.engine.socket_edges import SocketEdge, SocketHint
 from cgexec.engine.steps import Taken
-from cgexec.engine.tasks import _tap
+from cgexec.engine.tasks import _reader
 
 ORIGIN = OutputPort(2, "step")
 
@@ -101,11 +101,12 @@ def test_a_tap_keeps_what_arrived_until_every_task_has_taken_it() -> None:
 
 
 def test_tasks_of_one_actor_share_a_tap_through_rays_cache(site: Site) -> None:
-    edge = local_edge(site)
-    hub = site.hubs[0]
-    taps = [_tap(CachedChannel(2, edge), hub) for _ in range(2)]
-    assert taps[0] == taps[1]
-    assert taps[0][1] == 2
+    edge, hub = local_edge(site), site.hubs[0]
+    readers = [_reader(CachedChannel(2, edge), hub) for _ in range(2)]
+    outlet = edge.open_writer(hub)
+    for number in range(3):
+        outlet.put(None, number, number)
+        assert [take_next().value() for take_next in readers] == [number, number]
 
 
 def test_an_edge_serves_readers_here_and_in_another_process_and_ends_with_the_hub(site: Site) -> None:

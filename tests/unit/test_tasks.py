@@ -29,7 +29,7 @@ from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.socket_edges import SocketEdge
 from cgexec.engine.steps import LoopEndedError, Taken
-from cgexec.engine.tasks import AdoptedTask, FramedTask, _tap, framed_tasks, loops_here
+from cgexec.engine.tasks import AdoptedTask, FramedTask, _reader, framed_tasks, loops_here
 
 KEY = GraphKey("graph", 3)
 ORIGIN = OutputPort(2, "step")
@@ -114,7 +114,11 @@ class FakeTap:
     def __init__(self, *taken: Taken | Exception) -> None:
         self.left = list(taken)
 
-    def take(self, _index: int, _num_readers: int) -> Taken:
+    def reader(self, num_readers: int) -> Any:
+        assert num_readers == 1
+        return self.next
+
+    def next(self) -> Taken:
         found = self.left.pop(0)
         if isinstance(found, Exception):
             raise found
@@ -196,7 +200,7 @@ def bench(
     hub: Any = FakeHub()
     task._open(hub, False)
     assert hub.num_started == 1
-    assert task._taps == [(tap, 1) for tap in taps]
+    assert task._readers == [tap.next for tap in taps]
     assert task._outlets == [output for output in outputs if isinstance(output, Edge)]
     return Bench(task, Worker() if instance is None else instance, outputs)
 
@@ -400,12 +404,12 @@ def test_a_foreign_channel_is_given_values_and_rays_errors() -> None:
 def test_a_foreign_channels_errors_and_values_are_taken() -> None:
     error = RayTaskError("f", "Traceback ...", KeyError("missing"), proctitle="ray::W.f", pid=1, ip="127.0.0.1")
     channel, hub = ForeignChannel(["value", error]), FakeHub()
-    tap, num_readers = _tap(channel, hub)  # type: ignore[arg-type]
-    assert (num_readers, channel.asked) == (1, ["reader"])
+    take_next = _reader(channel, hub)  # type: ignore[arg-type]
+    assert channel.asked == ["reader"]
     for close in hub.closers:
         close()
     assert channel.asked == ["reader", "close"]
-    first, second = tap.take(0, num_readers), tap.take(1, num_readers)
+    first, second = take_next(), take_next()
     assert (first.execution, first.failures, first.value()) == (0, None, "value")
     assert second.execution == 1
     assert second.failures is not None

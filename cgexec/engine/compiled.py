@@ -157,7 +157,9 @@ class CompiledEngine(EngineOverRay):
             losses = tuple((host_id, reply) for host_id, reply in replies.items() if isinstance(reply, Exception))
             missing = obstacles_among(replies) or self._hub.missing_after(0, deadline)
             if not missing and self._all_over_wires():
-                self._over_wires = WireOutputs(cast("Sequence[SocketOutput]", self._outputs), self._hub.alarm)
+                self._over_wires = WireOutputs(
+                    cast("Sequence[SocketOutput]", self._outputs), self._hub.alarm, self._hub.spin
+                )
         except RayChannelError as error:
             missing, losses = str(error), ()
         self._settled_in = not missing

@@ -24,6 +24,7 @@ from cgexec.engine.frames import Encoded
 from cgexec.engine.hub import Hub
 from cgexec.engine.ray_edges import RayEdge
 from cgexec.engine.socket_edges import SocketEdge
+from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Taken
 from cgexec.engine.wire import Wire, WireClosedError
 
@@ -84,6 +85,7 @@ class SocketOutput:
         self.arrived: deque[Taken] = deque()
         self.ended: RayChannelError | None = None  # why nothing comes behind what has arrived
         self._inlet = hub.inlet(edge.channel_id)
+        self._spin = hub.spin
 
     @property
     def wire(self) -> Wire:
@@ -106,7 +108,7 @@ class SocketOutput:
     def read(self, timeout_s: float) -> Taken:
         deadline = Deadline.after(timeout_s)
         while True:
-            found, error = WireOutputs([self], None).read([self], deadline.remaining_s())
+            found, error = WireOutputs([self], None, self._spin).read([self], deadline.remaining_s())
             if found:
                 return found[0][1]
             if error is not None:
@@ -121,7 +123,8 @@ class WireOutputs:
     ``alarm`` is a descriptor that ends a wait when it can be read.
     """
 
-    def __init__(self, outputs: Sequence[SocketOutput], alarm: int | None) -> None:
+    def __init__(self, outputs: Sequence[SocketOutput], alarm: int | None, spin: Spin) -> None:
+        self._spin = spin
         self._by_descriptor = {output.wire.fileno(): output for output in outputs if output.ended is None}
         self._poller = select.poll()
         for descriptor in self._by_descriptor:
@@ -135,7 +138,7 @@ class WireOutputs:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended."""
         found = _taken_from(waiting)
         if not found and _end_among(waiting) is None:
-            for descriptor, _ in self._poller.poll(math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
+            for descriptor, _ in self._spin.poll(self._poller, math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
                 output = self._by_descriptor.get(descriptor)
                 if output is not None:  # else it is the alarm
                     output.receive()

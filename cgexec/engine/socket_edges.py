@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,21 +28,31 @@ class _FromWire:
 
     def __init__(self, hub: Hub, channel_id: bytes) -> None:
         self._inlet = hub.inlet(channel_id)
+        self._spin = hub.spin
+        self._wire: Wire | None = None
+        self._poller = select.poll()
 
     def next(self) -> Taken:
-        wire = self._inlet.wire
-        if wire is None:
-            self._inlet.connected.wait()
-            wire = self._inlet.wire
-        if wire is None:
-            raise RayChannelError("Channel closed: the graph has ended in this process")
+        wire = self._wire or self._connected()
         try:
-            frame = wire.receive(block=True)
+            frame = wire.buffered()
+            if frame is None:
+                if self._spin.may_pay:
+                    self._spin.poll(self._poller, None)
+                frame = wire.receive(block=True)
         except WireClosedError as error:
             raise RayChannelError(f"Channel closed: {error}") from error
         if frame is None:
             raise RayChannelError("Channel closed: nothing came")
         return Taken.from_frame(frame)
+
+    def _connected(self) -> Wire:
+        self._inlet.connected.wait()
+        wire = self._wire = self._inlet.wire
+        if wire is None:
+            raise RayChannelError("Channel closed: the graph has ended in this process")
+        self._poller.register(wire.fileno(), select.POLLIN)
+        return wire
 
 
 class _SocketOutlet:

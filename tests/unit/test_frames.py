@@ -29,6 +29,7 @@ from cgexec.engine.frames import (
     pack,
     unpack,
     unpack_header,
+    unpack_plain,
     unpack_region,
 )
 
@@ -72,11 +73,17 @@ def little_memory() -> Iterator[None]:
 
 
 def frame_or_refusal(data: bytes) -> Frame | None:
-    """Return the frame that ``data`` is, None if it is refused; it never holds more than ``data`` does."""
+    """Return the frame that ``data`` is, None if it is refused; it never holds more than ``data`` does.
+
+    One that is seen at a glance is the one that a closer look finds.
+    """
+    plain = unpack_plain(data)
     try:
         frame = unpack(data)
     except FrameError:
+        assert plain is None
         return None
+    assert plain in (None, Frame(frame.kind, frame.generation, frame.execution, bytes(frame.payload)))
     assert len(frame.payload) + sum(buffer.nbytes for buffer in frame.buffers) <= len(data) - HEADER.size
     return frame
 
@@ -91,6 +98,12 @@ def test_what_is_packed_is_unpacked(sizes: tuple[int, ...], payload: bytes) -> N
     assert (frame.kind, frame.generation, frame.execution) == (Kind.VALUE, GENERATION, EXECUTION)
     assert bytes(frame.payload) == payload
     assert [bytes(buffer) for buffer in frame.buffers] == contents(sizes)
+
+
+def test_a_frame_without_buffers_is_seen_at_a_glance() -> None:
+    assert unpack_plain(packed()) == Frame(Kind.VALUE, GENERATION, EXECUTION, b"payload")
+    for data in (b"", packed((1,)), packed()[:-1], packed() + b"x", join(pack(Encoded(Kind.FORGET, b""), 0, 0, 7))):
+        assert unpack_plain(data) is None
 
 
 @pytest.mark.parametrize("kind", Kind)

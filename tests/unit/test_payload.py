@@ -53,6 +53,16 @@ class Number(int):
 
 PLAIN = [None, True, 0, -(2**100), 0.5, 1j, "text", "\ud800", "x" * LARGE_BYTES, float("inf")]
 BYTES = [b"", b"bytes", bytes(LARGE_BYTES - 1), bytes(LARGE_BYTES), bytes(range(256)) * 4096]
+CONTAINERS = [
+    {},
+    (),
+    {"a": 1, "b": b"x", None: 1.5},
+    [1, "two", True],
+    ("x",) * 100,
+    {number: str(number) for number in range(100)},
+    {"a": Batch(1, ["x"])},
+    [{"deep": [Batch]}],
+]
 NESTED = [
     {"a": [1, (2, {3})], None: b"x" * LARGE_BYTES},
     [],
@@ -69,12 +79,22 @@ NESTED = [
 
 @TRAVELS
 @pytest.mark.parametrize(
-    "value", PLAIN + BYTES + NESTED, ids=lambda value: f"{type(value).__name__} {str(value)[:12]!r}"
+    "value", PLAIN + BYTES + CONTAINERS + NESTED, ids=lambda value: f"{type(value).__name__} {str(value)[:12]!r}"
 )
 def test_a_value_stays_equal_and_of_its_type(value: Any, travel: Travel) -> None:
     found = decode(travel(encode(value)))
     assert found == value
     assert type(found) is type(value)
+
+
+def test_what_has_no_module_is_carried_inside_containers_too() -> None:
+    def local() -> str:
+        return "found"
+
+    for value in ({"f": local}, [local], (1, local)):
+        found = decode(in_one_piece(encode(value)))
+        assert type(found) is type(value)
+        assert (list(found.values()) if isinstance(found, dict) else list(found))[-1]() == "found"
 
 
 def test_bytes_travel_as_they_are() -> None:

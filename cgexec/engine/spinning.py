@@ -1,12 +1,10 @@
 """Looking again and again for a moment before going to sleep, where that is sooner than being woken.
 
-Between two processes that each have a core, being woken takes longer than all that a small execution does beside it. So
-whoever waits for a frame looks for up to ``SPIN_S`` before it sleeps. That is bounded, and pays only if
-
-- every process of the graph has a core of its own: else the one that looks keeps the one that works from working;
-- what comes, comes soon: after a wait that was longer the next ones sleep at once, until one turns out to be short.
-
-An idle graph therefore sleeps, and so does one whose methods take their time.
+Between two processes that each have a core, being woken takes longer than all else that a small execution does. So
+whoever waits for a frame looks for up to ``SPIN_S`` before it sleeps, if every process of the graph has a core of its
+own: else the one that looks keeps the one that works from working. Where a spin was for nothing, since methods take
+their time or something else wants the cores, the next waits sleep at once: two of them, four after the next such spin,
+and so on. So an idle graph sleeps, and so does, nearly always, one that is not quick.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import select
 import time
 
 SPIN_S = 100e-6
-_SHORT_S = 1.5 * SPIN_S  # a wait after which the next one is worth a spin: being woken took part of it
+MOST_SKIPPED = 1024
 
 
 class Spin:
@@ -24,18 +22,20 @@ class Spin:
 
     def __init__(self, num_processes: int) -> None:
         self.may_pay = num_processes <= len(os.sched_getaffinity(0))
-        self._pays = self.may_pay
+        self._to_skip = 0
+        self._skips = 1
 
     def poll(self, poller: select.poll, timeout_ms: int | None) -> list[tuple[int, int]]:
         """Return what ``poller.poll(timeout_ms)`` returns, as soon as there is something."""
         if not self.may_pay or timeout_ms == 0:
             return poller.poll(timeout_ms)
-        started = time.monotonic()
-        if self._pays:
-            look_until = started + SPIN_S
-            while time.monotonic() < look_until:
-                if ready := poller.poll(0):
-                    return ready
-        ready = poller.poll(timeout_ms)
-        self._pays = time.monotonic() - started < _SHORT_S
-        return ready
+        if self._to_skip > 0:
+            self._to_skip -= 1
+            return poller.poll(timeout_ms)
+        look_until = time.monotonic() + SPIN_S
+        while time.monotonic() < look_until:
+            if ready := poller.poll(0):
+                self._skips = 1
+                return ready
+        self._to_skip = self._skips = min(2 * self._skips, MOST_SKIPPED)
+        return poller.poll(timeout_ms)

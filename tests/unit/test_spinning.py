@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cgexec.engine import spinning
-from cgexec.engine.spinning import SPIN_S, Spin
+from cgexec.engine.spinning import MOST_SKIPPED, SPIN_S, Spin
 
 READY = [(7, 1)]
 
@@ -56,17 +56,26 @@ def test_what_comes_soon_is_not_slept_for(wait: Callable[..., list[int | None]])
     assert set(wait(spin, SPIN_S / 2, None)) == {0}
 
 
-def test_a_long_wait_sleeps_after_a_bounded_time_and_the_next_one_at_once(
+def test_a_spin_for_nothing_is_bounded_and_more_and_more_waits_sleep_at_once(
     wait: Callable[..., list[int | None]],
 ) -> None:
     spin = Spin(CORES)
-    asked = wait(spin, 1.0)
-    assert asked[-1] == 1000
-    assert set(asked[:-1]) == {0}
-    assert 5 < len(asked) < 15
-    assert wait(spin, 1.0) == [1000]
-    assert wait(spin, SPIN_S) == [1000], "a short one shows that it may pay again"
+    for skipped in (2, 4, 8):
+        asked = wait(spin, 1.0)
+        assert asked[-1] == 1000
+        assert set(asked[:-1]) == {0}
+        assert 5 < len(asked) < 15
+        assert [wait(spin, SPIN_S / 2) for _ in range(skipped)] == [[1000]] * skipped
     assert set(wait(spin, SPIN_S / 2)) == {0}
+    wait(spin, 1.0)
+    assert [len(wait(spin, 1.0)) > 1 for _ in range(3)] == [False, False, True], "it has paid meanwhile"
+
+
+def test_so_many_waits_sleep_at_most(wait: Callable[..., list[int | None]]) -> None:
+    spin, spins = Spin(CORES), 0
+    for _ in range(3 * MOST_SKIPPED + 1):
+        spins += len(wait(spin, 1.0)) > 1
+    assert spins == 11
 
 
 def test_nobody_spins_where_there_are_more_processes_than_cores(wait: Callable[..., list[int | None]]) -> None:

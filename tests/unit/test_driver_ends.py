@@ -1,0 +1,103 @@
+"""The driver's outputs over wires: each in its own order, whichever comes first, and an end of one is its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hubs import CHANNEL, DRIVER, FIRST, Site, a_site, soon
+from leaks import nothing_left
+from ray.exceptions import RayChannelError, RayChannelTimeoutError
+
+from cgexec.engine.driver_ends import SocketOutput, WireOutputs
+from cgexec.engine.payload import encode
+from cgexec.engine.spinning import Spin
+from cgexec.engine.wire import Wire
+
+LONG_S = 30.0
+CHANNELS = [CHANNEL, bytes(16)]
+
+
+class Outputs:
+    """Two outputs of the driver's, and the wires that an actor writes them to."""
+
+    def __init__(self, site: Site) -> None:
+        driver, actor = site.hub(DRIVER), site.hub(FIRST)
+        self.ends = [SocketOutput(edge(channel), driver) for channel in CHANNELS]
+        self.wires: list[Wire] = [actor.connect_edge(channel, driver.address, soon()) for channel in CHANNELS]
+        for channel in CHANNELS:
+            assert driver.inlet(channel).connected.wait(LONG_S)
+        self.all = WireOutputs(self.ends, driver.alarm, Spin(1))
+
+    def send(self, place: int, value: Any, execution: int) -> None:
+        self.wires[place].send(encode(value), execution)
+
+    def read(self, *places: int, timeout_s: float = LONG_S) -> list[tuple[int, int, Any]]:
+        """Return what has arrived: (place, execution, value)."""
+        found, error = self.all.read([self.ends[place] for place in places], timeout_s)
+        if error is not None:
+            raise error
+        return [(self.ends.index(end), taken.execution, taken.value()) for end, taken in found]
+
+
+def edge(channel: bytes) -> Any:
+    return SimpleNamespace(channel_id=channel)
+
+
+@pytest.fixture
+def outputs() -> Iterator[Outputs]:
+    with nothing_left(), a_site() as site:
+        made = Outputs(site)
+        yield made
+        vars(made).clear()  # pytest holds it longer than this
+
+
+def test_what_comes_of_later_executions_waits_for_its_turn(outputs: Outputs) -> None:
+    for execution in range(3):
+        outputs.send(0, f"a{execution}", execution)
+    assert outputs.read(0, 1) == [(0, 0, "a0")]
+    started = time.monotonic()
+    assert outputs.read(1, timeout_s=0.05) == []
+    assert time.monotonic() - started < LONG_S / 2
+    outputs.send(1, "b0", 0)
+    assert outputs.read(1) == [(1, 0, "b0")]
+    outputs.send(1, "b1", 1)
+    assert outputs.read(0, 1) == [(0, 1, "a1")]
+    assert outputs.read(1) == [(1, 1, "b1")]
+    assert outputs.read(0, 1) == [(0, 2, "a2")]
+
+
+def test_nothing_is_waited_for_where_something_has_arrived(outputs: Outputs) -> None:
+    outputs.send(0, "a0", 0)
+    outputs.send(1, "b0", 0)
+    found = outputs.read(0, 1) + outputs.read(0, 1, timeout_s=0)
+    assert sorted(found) == [(0, 0, "a0"), (1, 0, "b0")]
+
+
+def test_an_end_is_told_to_who_waits_for_that_output_behind_all_that_had_arrived(outputs: Outputs) -> None:
+    outputs.send(0, "a0", 0)
+    outputs.send(0, "a1", 1)
+    outputs.wires[0].shut()
+    assert outputs.read(0, 1) == [(0, 0, "a0")]
+    outputs.send(1, "b0", 0)
+    assert outputs.read(1) == [(1, 0, "b0")], "the other one goes on"
+    assert outputs.read(0, 1) == [(0, 1, "a1")]
+    with pytest.raises(RayChannelError, match="the other end has gone"):
+        outputs.read(0, 1)
+    outputs.send(1, "b1", 1)
+    assert outputs.read(1) == [(1, 1, "b1")]
+
+
+def test_an_output_is_read_by_itself_too(outputs: Outputs) -> None:
+    outputs.send(0, "a0", 0)
+    outputs.send(0, "a1", 1)
+    assert [outputs.ends[0].read(LONG_S).value() for _ in range(2)] == ["a0", "a1"]
+    with pytest.raises(RayChannelTimeoutError):
+        outputs.ends[0].read(0)
+    outputs.wires[0].shut()
+    for _ in range(2):
+        with pytest.raises(RayChannelError, match="the other end has gone"):
+            outputs.ends[0].read(LONG_S)

@@ -83,17 +83,8 @@ class Executions:
         self._overseer = overseer
         self._retry_preempted = retry_preempted
         self._changed = Changed()
-        self._reader = Reader(self._changed, fail_fast, self._settle_locked, overseer.broke)
-        self._sender = Sender(
-            self._changed,
-            self._reader,
-            self._admit_locked,
-            self._settle_locked,
-            self._sent_locked,
-            overseer.broke,
-            self._has_room,
-            retry_preempted,
-        )
+        self._reader = Reader(self._changed, fail_fast, self.settle_locked, overseer.broke)
+        self._sender = Sender(self._changed, self._reader, self, overseer.broke, retry_preempted)
         self._lifecycle = Lifecycle()
         self._notices = Notices()
         self._pump = Pump(name, self._changed, self._reader, self._sender, self._notices)
@@ -137,7 +128,7 @@ class Executions:
         with self._changed:
             self._check_open_locked()
             failed = self._lifecycle.state is GraphState.FAILED
-            if not failed and not self._reader.look(lambda: self._has_room(len(self._sender.line))):
+            if not failed and not self._reader.look(lambda: self.has_room_locked(len(self._sender.line))):
                 return None
             execution = self._new_locked(args, kwargs)
             self._sender.send_in_turn(execution, Deadline.after(0))
@@ -156,14 +147,18 @@ class Executions:
         number, self._num_submitted = self._num_submitted, self._num_submitted + 1
         return Execution(self, self.name, self.kind, number, args, kwargs)
 
-    def _admit_locked(self, execution: Execution, its_turn: bool, late: bool) -> Engine | None:
-        """Return an engine with a free slot, if it is its turn; or settle ``execution``, if there is to be none."""
+    def admit_locked(self, execution: Execution, its_turn: bool, late: bool) -> Engine | None:
+        """See ``sending.Keeper``."""
         self._check_open_locked()
         if self._lifecycle.state is GraphState.FAILED:
             self._refuse_locked(execution, self._failure or GraphFailedError(f"graph {self.name!r} has failed"))
             return None
         engine = self._usable_engine()
-        if engine is not None and its_turn and (self._has_room() or (late and self._reader.look(self._has_room))):
+        if (
+            engine is not None
+            and its_turn
+            and (self.has_room_locked() or (late and self._reader.look(self.has_room_locked)))
+        ):
             execution.generation, execution.hosts = self._lifecycle.generation, self._hosts
             return engine
         if late and execution.is_in_line():
@@ -187,16 +182,17 @@ class Executions:
         engine = self._reader.engine if self._lifecycle.state is GraphState.READY else None
         return None if engine is None or engine.broken else engine
 
-    def _has_room(self, ahead: int = 0) -> bool:
+    def has_room_locked(self, ahead: int = 0) -> bool:
+        """See ``sending.Keeper``."""
         engine = self._usable_engine()
         return engine is not None and len(self._reader.in_flight) + ahead < engine.capacity
 
     def _refuse_locked(self, execution: Execution, error: Exception) -> None:
         """Settle an execution of which nothing was sent."""
         refused = failed_status(execution.draft_info(), Verdict.ERROR, error)
-        self._settle_locked(execution, execution.loss or refused)
+        self.settle_locked(execution, execution.loss or refused)
 
-    def _sent_locked(self, engine: Engine, execution: Execution) -> None:
+    def sent_locked(self, engine: Engine, execution: Execution) -> None:
         """Put ``execution`` in flight: it was sent, or may have been."""
         if execution.sent:
             return
@@ -375,7 +371,7 @@ class Executions:
 
     # -- settling ----------------------------------------------------------------------------------------------------
 
-    def _settle_locked(self, execution: Execution, status: JobStatus) -> None:
+    def settle_locked(self, execution: Execution, status: JobStatus) -> None:
         """Give ``execution`` its one outcome; a second one is ignored."""
         if execution.final is not None:
             return
@@ -408,5 +404,5 @@ class Executions:
             self._sender.join(execution)
             self._changed.notify_all()
             return
-        self._settle_locked(execution, execution.loss)
+        self.settle_locked(execution, execution.loss)
         execution.complete = True

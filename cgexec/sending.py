@@ -16,8 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import RayChannelTimeoutError
 
@@ -38,38 +37,37 @@ from cgexec.status import JobStatus
 _FOR_EVER = Deadline.after(-1)
 _FOR_ITS_TURN_S = 0.1  # beyond its deadline, for one that has a slot as soon as those before it have been written
 
-Admit = Callable[[Execution, bool, bool], Engine | None]
+
+class Keeper(Protocol):
+    """Who keeps the executions, and knows what becomes of them. Called with the lock held."""
+
+    def admit_locked(self, execution: Execution, its_turn: bool, late: bool) -> Engine | None:
+        """Return the engine to send ``execution`` on now, if there is a slot for it; or settle it, if it is ``late``.
+
+        Raises:
+            GraphClosedError: the graph is closed.
+        """
+
+    def has_room_locked(self, ahead: int = 0) -> bool:
+        """Return whether there is a slot for one more when so many others have been sent."""
+
+    def sent_locked(self, engine: Engine, execution: Execution) -> None:
+        """Have the execution, which was sent, or may have been, ``leave`` the line."""
+
+    def settle_locked(self, execution: Execution, status: JobStatus) -> None:
+        """Give the execution its outcome, and have it ``leave`` the line."""
 
 
 class Sender:
-    """The executions that wait to be sent. Called with the lock of ``changed`` held; sends without it.
+    """The executions that wait to be sent. Called with the lock of ``changed`` held; sends without it."""
 
-    ``admit(execution, its_turn, late)`` returns the engine to send it on now, or None; it may settle the execution
-    instead, and does if it is ``late``. It raises GraphClosedError if the graph is closed. ``has_room(ahead)``: whether
-    there is a slot for one more when so many others have been sent. Whoever is told by ``settle`` or
-    ``sent`` has the execution ``leave``.
-    """
-
-    def __init__(
-        self,
-        changed: Changed,
-        reader: Reader,
-        admit: Admit,
-        settle: Callable[[Execution, JobStatus], None],
-        sent: Callable[[Engine, Execution], None],
-        on_break: OnBreak,
-        has_room: Callable[[int], bool],
-        retries: int,
-    ) -> None:
+    def __init__(self, changed: Changed, reader: Reader, keeper: Keeper, on_break: OnBreak, retries: int) -> None:
         self.line: list[Execution] = []
         self._sending: set[int] = set()  # the threads that serialise an input now, and write it
         self._changed = changed
         self._reader = reader
-        self._admit = admit
-        self._settle = settle
-        self._sent = sent
+        self._keeper = keeper
         self._on_break = on_break
-        self._has_room = has_room
         self._retries = retries
 
     def join(self, execution: Execution) -> None:
@@ -141,10 +139,10 @@ class Sender:
     def _advance(self, execution: Execution, deadline: Deadline) -> bool:
         """Send the execution if that can be done now; return whether anything was done, and is to be looked at."""
         ahead = self._place(execution)
-        engine = self._admit(execution, ahead == 0, False)
+        engine = self._keeper.admit_locked(execution, ahead == 0, False)
         if engine is None and execution.is_in_line() and deadline.remaining_s() == 0:
-            about_to = ahead > 0 and deadline.late_s() < _FOR_ITS_TURN_S and self._has_room(ahead)
-            engine = self._admit(execution, ahead == 0, not about_to)
+            about_to = ahead > 0 and deadline.late_s() < _FOR_ITS_TURN_S and self._keeper.has_room_locked(ahead)
+            engine = self._keeper.admit_locked(execution, ahead == 0, not about_to)
         if engine is not None:
             self._send(engine, execution, deadline)
         return engine is not None or not execution.is_in_line()
@@ -156,7 +154,7 @@ class Sender:
         try:
             self._changed.outside(self._transmit, engine, execution, deadline)
             if execution.writing:
-                self._sent(engine, execution)
+                self._keeper.sent_locked(engine, execution)
         except BaseException as error:
             if execution.writing:
                 self._write_failed(engine, execution, error)
@@ -195,7 +193,7 @@ class Sender:
         if not isinstance(error, Exception):
             error = CgexecError(f"{told(error)}; nothing was sent")
         why = without_our_frames(error)  # they refer to the execution: it would live on in a cycle
-        self._settle(execution, execution.loss or failed_status(execution.draft_info(), verdict, why))
+        self._keeper.settle_locked(execution, execution.loss or failed_status(execution.draft_info(), verdict, why))
 
     def _write_failed(self, engine: Engine, execution: Execution, error: BaseException) -> None:
         """Settle, or put in flight, an execution whose sending ended with ``error``."""
@@ -204,9 +202,9 @@ class Sender:
         elif isinstance(error, EngineBrokenError):
             self._on_break(engine, error.reason)
             if error.sent:
-                self._sent(engine, execution)
+                self._keeper.sent_locked(engine, execution)
         else:  # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted
-            self._sent(engine, execution)
+            self._keeper.sent_locked(engine, execution)
             condemn(engine, error, "a write", self._on_break)
 
 

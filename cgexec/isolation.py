@@ -3,35 +3,52 @@
 An exception holds its traceback, that its frames, and each frame the one that called it. An exception may live long: in
 a status that a user keeps, or in a cycle (``def fail(error): raise error`` makes one) until the garbage collector comes
 by. Then all that our frames refer to lives as long: sockets, shared memory, whole graphs. A generator that has been
-closed is no longer linked to whoever ran it, so the chain of frames ends there.
+closed, or waits, is not linked to whoever ran it, so the chain of frames ends there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _OURS = {"cgexec", "concurrent", "contextlib", "threading"}  # packages whose frames only lead to the caller's code
 
 
-def apart(call: Callable[[], T]) -> tuple[T, None] | tuple[None, BaseException]:
+Outcome = tuple[T, None] | tuple[None, BaseException]
+
+
+class Apart:
+    """Runs calls one after the other, on one thread at a time; see ``apart``."""
+
+    def __init__(self) -> None:
+        self._passing: list[Any] = []  # the call there, its outcome back: no frame is to hold either in between
+        self._run = _run_each(self._passing).__next__
+
+    def __reduce__(self) -> tuple[type[Apart], tuple[()]]:
+        return Apart, ()
+
+    def __call__(self, call: Callable[[], T]) -> Outcome[T]:
+        self._passing.append(call)
+        self._run()
+        outcome: Outcome[T] = self._passing.pop()
+        return outcome
+
+
+def apart(call: Callable[[], T]) -> Outcome[T]:
     """Return (what ``call()`` returns, None), or (None, what it raises) with a traceback of none but its own frames."""
-    outcomes = _outcomes(call)
-    outcome = next(outcomes)
-    outcomes.close()
-    return outcome
+    return Apart()(call)
 
 
-def _outcomes(call: Callable[[], T]) -> Generator[tuple[T, None] | tuple[None, BaseException], None, None]:
-    outcome: tuple[T, None] | tuple[None, BaseException]
-    try:
-        outcome = call(), None
-    except BaseException as error:  # noqa: BLE001 - returned
-        BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
-        outcome = None, error
-    yield outcome
+def _run_each(passing: list[Any]) -> Generator[None, None, None]:
+    while True:
+        try:
+            passing.append((passing.pop()(), None))
+        except BaseException as error:  # noqa: BLE001 - handed back
+            BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+            passing.append((None, error))
+        yield
 
 
 def bare(error: Exception) -> Exception:

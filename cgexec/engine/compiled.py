@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -74,6 +75,7 @@ from cgexec.settings import Settings
 _logger = logging.getLogger(__name__)
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
+_FOR_EVER = Deadline.after(-1)
 _UNREACHABLE_S = 5.0  # for Ray to notice that a process has gone, and to begin to restart it: else it is killed
 
 
@@ -202,7 +204,7 @@ class CompiledEngine(EngineOverRay):
         """Write one execution's inputs to their channels."""
         if self.broken:
             raise EngineBrokenError(RayChannelError("Channel closed."))
-        deadline = Deadline.after(timeout_s)
+        deadline = _FOR_EVER if self._over_wires is not None else Deadline.after(timeout_s)  # wires never wait
         for index, (end, value) in enumerate(zip(self._inputs, encoded, strict=True)):
             try:
                 end.write(value, self._num_sent, deadline, first=index == 0)
@@ -217,7 +219,7 @@ class CompiledEngine(EngineOverRay):
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Read the output channels whose places are empty."""
         waiting = [end for end in self._outputs if outputs[end.places[0]] is None]
-        left_s, deadline = timeout_s, Deadline.after(timeout_s)
+        left_s, ends_at = timeout_s, time.monotonic() + timeout_s
         while waiting:
             found, error = self._read(waiting, left_s)
             failed = False
@@ -231,7 +233,7 @@ class CompiledEngine(EngineOverRay):
                 self.broken = True
                 raise EngineBrokenError(bare(error))
             if waiting:
-                left_s = deadline.remaining_s()
+                left_s = max(0.0, ends_at - time.monotonic())
                 if failed or (not found and (self.broken or left_s == 0)):
                     return
         self._num_collected += 1

@@ -22,7 +22,7 @@ from cgexec.engine.failures import capture, encode_failures, merged
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
 from cgexec.engine.protocol import OutputPort, Pulse
 from cgexec.exception_info import as_plain_exception, class_name, text_of
-from cgexec.isolation import apart
+from cgexec.isolation import Apart
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
@@ -75,6 +75,7 @@ class Step:
         self.origin = origin
         self._num_returns = num_returns
         self._parts = parts
+        self._apart = Apart()
         self._begun_at: float | None = None  # in the method
 
     def pulse(self) -> Pulse:
@@ -101,13 +102,13 @@ class Step:
             return None, self._unusable(_MixedInputsError(f"execution {due} met inputs of {met}"), instance)
         if failed:
             return None, merged([each.failures for each in taken if each.failures is not None])
-        values, error = apart(partial(_values, taken))
+        values, error = self._apart(partial(_values, taken))
         if error is not None:
             return None, self._unusable(as_plain_exception(error), instance)
         args, kwargs = arguments(values or [])
         self._begun_at = time.monotonic()
         # With no frame of ours in between, which the exception would hold.
-        result, error = apart(partial(methodcaller(self.origin.method, *args, **kwargs), instance))
+        result, error = self._apart(partial(methodcaller(self.origin.method, *args, **kwargs), instance))
         self._begun_at = None
         if error is None:
             return result, None
@@ -129,7 +130,7 @@ class Step:
         Nothing is made to be sent where ``is_remote`` says that nobody elsewhere reads it, unless it is an error.
         """
         if failed is None:
-            ready, error = apart(partial(self._ready, result, is_remote))
+            ready, error = self._apart(partial(self._ready, result, is_remote))
             if error is None:
                 return ready or []
             what = f"what {self.name} returned, a {class_name(result)}, cannot be sent"

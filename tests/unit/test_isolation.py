@@ -8,12 +8,13 @@ import pickle
 import traceback
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from cgexec import ExceptionInfo
-from cgexec.isolation import apart, bare, without_our_frames
+from cgexec.isolation import Apart, apart, bare, without_our_frames
 
 
 class Ours:
@@ -129,3 +130,29 @@ def test_a_chain_that_goes_round_in_a_circle_is_walked_once() -> None:
     first.__context__, second.__context__ = second, first
     assert bare(first) is first
     assert [named_frames(each) for each in (first, second)] == [[], []]
+
+
+class Value:
+    pass
+
+
+def test_one_runs_call_after_call_and_keeps_nothing_of_them() -> None:
+    run = pickle.loads(pickle.dumps(Apart()))
+    values = [Value() for _ in range(3)]
+    refs = [weakref.ref(value) for value in values]
+
+    def stop() -> None:
+        raise StopIteration(values[1])
+
+    def leave() -> None:
+        raise GeneratorExit
+
+    assert run(lambda: values[0]) == (values[0], None)
+    outcome = run(stop)
+    assert outcome[0] is None
+    assert isinstance(outcome[1], StopIteration)
+    assert isinstance(run(leave)[1], GeneratorExit)
+    assert run(partial(str, values[2]))[1] is None
+    values.clear()
+    del outcome
+    assert [ref() for ref in refs] == [None] * 3

@@ -185,7 +185,7 @@ class Execution:
 
     def draft_info(self, *, state: str = "pending", **fields: Any) -> ExecutionInfo:
         """Return the info of an execution that has not settled, with these fields."""
-        fields |= {
+        every = {
             "name": self._name,
             "state": state,
             "kind": self._kind,
@@ -193,8 +193,12 @@ class Execution:
             "generation": self.generation,
             "attempts": self.attempts,
             "elapsed_s": time.monotonic() - self.submitted_at,
+            "host": None,
+            "method": None,
+            "failures": (),
+            "lost_hosts": (),
         }
-        return made(ExecutionInfo, fields)
+        return made(ExecutionInfo, every | fields if fields else every)
 
     def is_in_line(self) -> bool:
         """Return whether it is yet to be sent."""

@@ -30,9 +30,14 @@ class Apart:
         return Apart, ()
 
     def __call__(self, call: Callable[[], T]) -> Outcome[T]:
-        self._passing.append(call)
-        self._run()
-        outcome: Outcome[T] = self._passing.pop()
+        try:
+            self._passing.append(call)
+            self._run()
+            outcome: Outcome[T] = self._passing.pop()
+        except BaseException:  # an interruption, which has ended the generator, or comes behind it
+            self._passing.clear()
+            self._run = _run_each(self._passing).__next__
+            raise
         return outcome
 
 
@@ -47,7 +52,7 @@ def _run_each(passing: list[Any]) -> Generator[None, None, None]:
             passing.append((passing.pop()(), None))
         except BaseException as error:  # noqa: BLE001 - handed back
             BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
-            passing.append((None, error))
+            passing[:] = [(None, error)]
         yield
 
 

@@ -150,8 +150,8 @@ class Sender:
     def _send(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
         """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
         here = threading.get_ident()
-        self._sending.add(here)
         try:
+            self._sending.add(here)
             self._changed.outside(self._transmit, engine, execution, deadline)
             if execution.writing:
                 self._keeper.sent_locked(engine, execution)

@@ -39,6 +39,7 @@ from cgexec.engine.driver_ends import (
     InputEnd,
     NothingWrittenError,
     OutputEnd,
+    SocketInput,
     SocketOutput,
     WireOutputs,
     input_end,
@@ -103,6 +104,7 @@ class CompiledEngine(EngineOverRay):
         self._encoders: list[tuple[int | str | None, Callable[[Any], Any]]] = []
         self._outputs: list[OutputEnd] = []
         self._over_wires: WireOutputs | None = None  # if all outputs come so
+        self._may_wait_to_send = True
         self._num_sent = 0
         self._num_collected = 0
         self.capacity = 1
@@ -192,6 +194,7 @@ class CompiledEngine(EngineOverRay):
             input_end(key, channel, self._hub, buffer_size_bytes) for key, channel in zip(keys, channels, strict=True)
         ]
         self._encoders = [(end.key, end.encode) for end in self._inputs]
+        self._may_wait_to_send = not all(isinstance(end, SocketInput) for end in self._inputs)
 
     def _all_over_wires(self) -> bool:
         return all(isinstance(end, SocketOutput) for end in self._outputs)
@@ -204,7 +207,7 @@ class CompiledEngine(EngineOverRay):
         """Write one execution's inputs to their channels."""
         if self.broken:
             raise EngineBrokenError(RayChannelError("Channel closed."))
-        deadline = _FOR_EVER if self._over_wires is not None else Deadline.after(timeout_s)  # wires never wait
+        deadline = Deadline.after(timeout_s) if self._may_wait_to_send else _FOR_EVER
         for index, (end, value) in enumerate(zip(self._inputs, encoded, strict=True)):
             try:
                 end.write(value, self._num_sent, deadline, first=index == 0)

@@ -66,12 +66,11 @@ class OutputEnd(Protocol):
 class SocketInput:
     """An input that goes over wires: never waits."""
 
+    encode = staticmethod(payload.encode)
+
     def __init__(self, key: int | str | None, outlet: Outlet) -> None:
         self.key = key
         self._outlet = outlet
-
-    def encode(self, value: Any) -> Encoded:
-        return payload.encode(value)
 
     def write(self, encoded: Encoded, execution: int, deadline: Deadline, *, first: bool) -> None:  # noqa: ARG002
         self._outlet.put(encoded, None, execution)
@@ -137,7 +136,9 @@ class WireOutputs:
     ) -> tuple[list[tuple[SocketOutput, Taken]], RayChannelError | None]:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended."""
         found = _taken_from(waiting)
-        if not found and _end_among(waiting) is None:
+        if not found:
+            if _end_among(waiting) is not None:
+                timeout_s = 0.0  # what has come from the others is taken still
             for descriptor, _ in self._spin.poll(self._poller, math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
                 output = self._by_descriptor.get(descriptor)
                 if output is not None:  # else it is the alarm
@@ -162,13 +163,12 @@ def _end_among(outputs: Sequence[SocketOutput]) -> RayChannelError | None:
 class RayInput:
     """An input that goes through a channel of Ray's."""
 
+    encode = staticmethod(payload.encode)
+
     def __init__(self, key: int | str | None, edge: RayEdge, buffer_size_bytes: int) -> None:
         self.key = key
         self._edge = edge
         self._buffer_size_bytes = buffer_size_bytes
-
-    def encode(self, value: Any) -> Encoded:
-        return payload.encode(value)
 
     def write(self, encoded: Encoded, execution: int, deadline: Deadline, *, first: bool) -> None:
         serialised = _serialised(self._edge.tagged(encoded, execution))

@@ -133,7 +133,7 @@ def give_sign_of_life(_instance: Any) -> HostReport:
 def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorReport:
     """Report on this actor and, if it is free, take the lease. *In the actor.*"""
     refused = {name: why for name in methods if (why := unfit(getattr(type(instance), name, None)))}
-    staying = _loops_that_stay(lease.graph_id, _state.lease)
+    staying = _loops_that_stay(lease.graph_id)
     with _state.lock:
         leased_to = _other_graph(lease.graph_id, staying)
         is_free = leased_to is None and not refused
@@ -150,10 +150,8 @@ def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorRepo
     return _open_hub(lease, report) if is_free else report
 
 
-def _loops_that_stay(graph_id: str, held: Lease | None) -> set[GraphKey | None]:
+def _loops_that_stay(graph_id: str) -> set[GraphKey | None]:
     """Return the loops of other graphs in this process; those of graphs that end have a moment. *In the actor.*"""
-    if held is not None and held.graph_id == graph_id:  # a rebuild: nobody else's loop begins where one of ours runs
-        return set()
     if not (loops := _loops_of_others(graph_id)):
         return loops
     time.sleep(_LOOP_POLL_S)

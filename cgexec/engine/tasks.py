@@ -18,8 +18,6 @@ Private names used here: ``ExecutableTask`` and its attributes (``input_channels
 from __future__ import annotations
 
 import gc
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -75,15 +73,16 @@ def _reader(channel: Any, hub: Hub) -> Callable[[], Taken]:
 
 
 class _OurTask(ExecutableTask):
-    """A task of one of our graphs."""
+    """A task of one of our graphs. ``in_a_loop``: Ray has prepared it, in an actor, for a loop that runs there."""
 
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey) -> None:
         super().__init__(task, args, kwargs)
         self.key = key
+        self.in_a_loop = False
 
     def prepare(self, overlap_gpu_communication: bool = False) -> None:
         """Open every channel. Called by Ray as the actor's loop starts."""
-        _in_loops.add(self)
+        self.in_a_loop = True
         with ending_as_ray_says():
             self._open(find_hub(self.key), overlap_gpu_communication)
 
@@ -200,35 +199,19 @@ class FramedTask(_OurTask):
         self.output_writer.write(as_task_error(decode_failures(failed.payload)[0]))
 
 
-class _InLoops:
-    """The tasks of ours that Ray has prepared in this process: they are alive for as long as their loop runs."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._tasks: weakref.WeakSet[_OurTask] = weakref.WeakSet()
-
-    def add(self, task: _OurTask) -> None:
-        with self._lock:
-            self._tasks.add(task)
-
-    def graphs(self) -> set[GraphKey]:
-        with self._lock:
-            return {task.key for task in self._tasks}
-
-
-_in_loops = _InLoops()
-
-
 def loops_here() -> set[GraphKey | None]:
     """Return the graphs whose loops run in this process; None stands for one that is none of ours.
 
-    Ray's own tasks are looked for among all objects, which takes some 10 ms: they are prepared where a loop runs, and
-    those that a driver keeps are not. Private: that this gives them a ``_send_stream``.
+    The tasks of a loop are alive for as long as it runs, and prepared: those that a driver keeps are not. Private: that
+    this gives a task of Ray's own a ``_send_stream``.
     """
-    is_foreign = any(
-        type(each) is ExecutableTask and hasattr(each, "_send_stream") for each in gc.get_referrers(ExecutableTask)
-    )
-    return {*_in_loops.graphs(), *([None] if is_foreign else [])}
+    found: set[GraphKey | None] = set()
+    for each in gc.get_referrers(ExecutableTask, AdoptedTask, FramedTask):
+        if type(each) is ExecutableTask and hasattr(each, "_send_stream"):
+            found.add(None)
+        elif type(each) in (AdoptedTask, FramedTask) and getattr(each, "in_a_loop", False):
+            found.add(each.key)
+    return found
 
 
 # -- standing in for Ray's task ----------------------------------------------------------------------------------------

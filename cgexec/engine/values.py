@@ -52,7 +52,7 @@ def _kept(key: Key, value: Any) -> Encoded:
 
 
 def _ready(key: Key, encode: Callable[[Any], T], value: Any) -> T:
-    if type(value) in payload.PLAIN:
+    if encode is payload.encode and type(value) in payload.PLAIN:
         return encode(value)
     ready, error = apart(partial(encode, value))
     if error is None:

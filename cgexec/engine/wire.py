@@ -223,13 +223,13 @@ class Wire:
         if not (self._data or self._header is not None or self._no_frame):  # nothing is left from before, as a rule
             try:
                 data = self._receive_chunk(flags)
+                frame = unpack_plain(data)
             except BlockingIOError:
                 return None
             except OSError as error:
                 raise WireClosedError(str(error)) from error
-            except FrameError as error:
+            except (FrameError, MemoryError) as error:
                 raise self._none(error) from error
-            frame = unpack_plain(data)
             if frame is not None and frame.generation == self._generation:
                 return frame
             if not data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ from hubs import CHANNEL, DRIVER, FIRST, Site, a_site, soon
 from leaks import nothing_left
 from ray.exceptions import RayChannelError, RayChannelTimeoutError
 
-from cgexec.engine.driver_ends import SocketOutput, WireOutputs
+from cgexec.engine.compiled import CompiledEngine
+from cgexec.engine.driver_ends import ForeignInput, SocketInput, SocketOutput, WireOutputs
 from cgexec.engine.payload import encode
 from cgexec.engine.spinning import Spin
 from cgexec.engine.wire import Wire
@@ -89,6 +91,31 @@ def test_an_end_is_told_to_who_waits_for_that_output_behind_all_that_had_arrived
         outputs.read(0, 1)
     outputs.send(1, "b1", 1)
     assert outputs.read(1) == [(1, 1, "b1")]
+
+
+def test_what_comes_behind_the_end_of_another_output_is_taken_still(outputs: Outputs) -> None:
+    outputs.wires[0].shut()
+    for _ in range(2):
+        with pytest.raises(RayChannelError, match="the other end has gone"):
+            outputs.read(0, 1)
+    outputs.send(1, "b0", 0)
+    assert outputs.read(0, 1) == [(1, 0, "b0")]
+    with pytest.raises(RayChannelError, match="the other end has gone"):
+        outputs.read(0, 1)
+
+
+@pytest.mark.parametrize(("ends", "wait_s"), [((SocketInput,), math.inf), ((SocketInput, ForeignInput), 0.5)])
+def test_only_what_goes_over_wires_alone_is_sent_without_a_bound(ends: tuple[Any, ...], wait_s: float) -> None:
+    engine, seen = CompiledEngine.__new__(CompiledEngine), []
+    channel: Any = SimpleNamespace(write=lambda value, timeout: seen.append(timeout))
+    outlet: Any = SimpleNamespace(put=lambda *_: None)
+    made = {SocketInput: lambda: SocketInput(0, outlet), ForeignInput: lambda: ForeignInput(1, channel, 0)}
+    engine._inputs = [made[end]() for end in ends]
+    engine._may_wait_to_send = not all(isinstance(end, SocketInput) for end in engine._inputs)
+    engine.broken, engine._num_sent = False, 0
+    engine.send([SimpleNamespace(total_bytes=1, metadata=b"")] * len(ends), 0.5)
+    assert all(0.4 < timeout <= wait_s for timeout in seen)
+    assert len(seen) == len(ends) - 1
 
 
 def test_an_output_is_read_by_itself_too(outputs: Outputs) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import pickle
+import sys
 import traceback
 import weakref
 from collections.abc import Iterator
@@ -156,3 +158,32 @@ def test_one_runs_call_after_call_and_keeps_nothing_of_them() -> None:
     values.clear()
     del outcome
     assert [ref() for ref in refs] == [None] * 3
+
+
+def test_one_that_was_interrupted_runs_the_next_call() -> None:
+    """At any line of it: the interruption is raised, and nothing is kept of what it interrupted."""
+
+    class AlarmError(Exception):
+        pass
+
+    run, met = Apart(), 0
+    for line in range(30):
+        count = itertools.count()
+
+        def trace(frame: Any, _event: str, _arg: Any, count: Any = count, line: int = line) -> Any:
+            if frame.f_code.co_filename.endswith("cgexec/isolation.py") and next(count) == line:
+                raise AlarmError
+            return trace
+
+        call = user_code if line % 2 else int
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            run(call)
+        except AlarmError:
+            met += 1
+        finally:
+            sys.settrace(before)
+        assert run(lambda: 3) == (3, None)
+        assert run._passing == []
+    assert met > 5

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
 from cgexec.engine import frames
 from cgexec.engine import payload as payload_module
@@ -95,6 +96,13 @@ def test_what_has_no_module_is_carried_inside_containers_too() -> None:
         found = decode(in_one_piece(encode(value)))
         assert type(found) is type(value)
         assert (list(found.values()) if isinstance(found, dict) else list(found))[-1]() == "found"
+
+
+def test_a_serialiser_of_the_callers_for_arrays_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cloudpickle.CloudPickler.dispatch, np.ndarray, lambda array: (list, (array.tolist(),)))
+    for value in (np.arange(3), [np.arange(3)], {"a": np.arange(3)}):
+        found = decode(in_one_piece(encode(value)))
+        assert (found["a"] if isinstance(found, dict) else found) in ([0, 1, 2], [[0, 1, 2]])
 
 
 def test_bytes_travel_as_they_are() -> None:

@@ -150,7 +150,7 @@ NONE: set[GraphKey | None] = set()
         (None, 0.0, Loops({None}, NONE), MINE, None),  # its tasks were garbage
         (MINE, LONG_S, Loops(NONE), MINE, None),
         (MINE, -1.0, Loops({MINE.key}), MINE, None),  # of an earlier generation: the next one comes after it
-        (MINE, LONG_S, Loops({None}), MINE, None),  # not looked for: nobody else's begins beside ours
+        (MINE, LONG_S, Loops({None}), MINE, FOREIGN),
         (MINE, LONG_S, Loops(NONE), OTHER, MINE.title),
         (MINE, -1.0, Loops(NONE), OTHER, None),
         (MINE, -1.0, Loops({MINE.key}), OTHER, MINE.title),

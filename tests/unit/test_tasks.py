@@ -29,7 +29,7 @@ from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.socket_edges import SocketEdge
 from cgexec.engine.steps import LoopEndedError, Taken
-from cgexec.engine.tasks import AdoptedTask, FramedTask, _in_loops, _reader, framed_tasks, loops_here
+from cgexec.engine.tasks import AdoptedTask, FramedTask, _reader, framed_tasks, loops_here
 
 KEY = GraphKey("graph", 3)
 ORIGIN = OutputPort(2, "step")
@@ -485,8 +485,7 @@ def test_the_loops_of_a_process_are_those_of_the_tasks_that_are_prepared_and_ali
     tasks[0]._send_stream = None
     assert loops_here() == {None}
     for task in tasks[1:]:
-        task.key = KEY
-        _in_loops.add(task)
+        task.key, task.in_a_loop = KEY, True
     assert loops_here() == {None, KEY}
     tasks.clear()
     del task

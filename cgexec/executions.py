@@ -208,6 +208,7 @@ class Executions:
         if execution.when_sent is not None:
             self._notices.sent(execution)
         execution.spec = engine.spec
+        self._reader.spent.append(execution.received)  # before it was lost: what stays, if it is never sent again
         execution.received = [None] * len(engine.spec.outputs)
         if engine is not self._reader.engine:  # the generation was broken off while this was being sent
             self._lose_locked(execution)
@@ -398,8 +399,6 @@ class Executions:
         open_still = execution.final is None and self._lifecycle.state is not GraphState.CLOSED
         if retries and open_still and self._pump.runs():
             execution.sent, execution.submit_by, execution.error_seen_at = False, Deadline.after(-1), None
-            self._reader.spent.append(execution.received)
-            execution.received = [None] * len(execution.received)
             self._tally.retried += 1
             self._sender.join(execution)
             self._changed.notify_all()

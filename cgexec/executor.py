@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import uuid
 import weakref
@@ -33,13 +32,14 @@ from cgexec.errors import GraphClosedError, GraphSpecError
 from cgexec.execution import Execution
 from cgexec.hosts import HostGroup
 from cgexec.lifecycle import GraphState, HistoryEntry
+from cgexec.log import logger
 from cgexec.settings import FROM_CALL, Settings, check_duration, check_wait
 from cgexec.stats import GraphStats
 from cgexec.status import JobStatus
 from cgexec.supervisor import Supervisor
 from cgexec.topology import HostInfo, LostHost
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 _CTRL_C_CLOSE_S = 1.0
 _STOP_MARGIN_S = 0.5  # what close() may take beyond its timeout for each of: the supervisor, and the teardown

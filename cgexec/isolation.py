@@ -9,6 +9,7 @@ closed, or waits, is not linked to whoever ran it, so the chain of frames ends t
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,6 +18,10 @@ _OURS = {"cgexec", "concurrent", "contextlib", "threading"}  # packages whose fr
 
 
 Outcome = tuple[T, None] | tuple[None, BaseException]
+
+
+# Past what the class of an error may have made of it.
+_traceback_of: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
 
 
 class Apart:
@@ -51,7 +56,9 @@ def _run_each(passing: list[Any]) -> Generator[None, None, None]:
         try:
             passing.append((passing.pop()(), None))
         except BaseException as error:  # noqa: BLE001 - handed back
-            BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+            tb = _traceback_of(error)
+            BaseException.with_traceback(error, tb and tb.tb_next)
+            del tb
             passing[:] = [(None, error)]
         yield
 

@@ -5,7 +5,6 @@ The caller's hooks run here, each on a thread of its own and within its bound: t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,9 +15,10 @@ from cgexec.engine.protocol import Backend, Engine, HostReport, HostsLostError, 
 from cgexec.errors import CgexecError
 from cgexec.hosts import check_actors
 from cgexec.isolation import apart
+from cgexec.log import logger
 from cgexec.topology import LostHost, as_lost
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 
 class Membership:

@@ -6,15 +6,15 @@ neither block nor raise. A user's callback is no signal: it may do anything, and
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from cgexec.execution import Execution
+from cgexec.log import logger
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 Signal = Callable[[], None]
 

@@ -7,7 +7,6 @@ keeps no answer waiting. Who waits in a thread of their own does without them.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -15,11 +14,12 @@ from collections.abc import Callable
 
 from cgexec.changed import Changed
 from cgexec.deadline import Deadline
+from cgexec.log import logger
 from cgexec.notices import Notices
 from cgexec.reading import Reader
 from cgexec.sending import Sender
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 _FOR_EVER = Deadline.after(-1)
 _PAUSE_S = 0.5  # after a defect, which may be met again

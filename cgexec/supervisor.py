@@ -14,7 +14,6 @@ other. Each of them is bounded.
 from __future__ import annotations
 
 import itertools
-import logging
 import queue
 import threading
 import time
@@ -33,13 +32,14 @@ from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
 from cgexec.exception_info import text_of, told
 from cgexec.isolation import without_our_frames
 from cgexec.lifecycle import GraphEvent, GraphState
+from cgexec.log import logger
 from cgexec.membership import Membership
 from cgexec.recovery import GiveUp, backoff_delay_s, plan_rebuild
 from cgexec.status import ExecutionInfo, JobStatus
 from cgexec.topology import LostHost, as_lost
 from cgexec.watch import Watch
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 _MOST_FRUITLESS_BUILDS = 5  # in a row, that failed though every host answers
 _STOP_THREADS_S = 1.0

@@ -12,7 +12,6 @@ A host gives its pulse however busy it is: a slow one is not taken for a dead on
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -23,8 +22,9 @@ from ray.exceptions import RayChannelError
 from cgexec.changed import Changed
 from cgexec.config import RebuildPolicy
 from cgexec.engine.protocol import Break, Engine, Pulse
+from cgexec.log import logger
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 _PAUSE_S = 1.0  # between two looks because of waits that ran out
 

@@ -18,7 +18,6 @@ Private names used here, on an object of ``ray.dag.CompiledDAG``:
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,9 +70,10 @@ from cgexec.engine.session import Session
 from cgexec.engine.steps import Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.isolation import bare
+from cgexec.log import logger
 from cgexec.settings import Settings
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
 _FOR_EVER = Deadline.after(-1)

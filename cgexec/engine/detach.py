@@ -7,13 +7,14 @@ fault. A result is therefore given memory of its own before it is handed out.
 
 from __future__ import annotations
 
-import logging
 import pickle
 from typing import Any
 
 from ray import cloudpickle
 
-_logger = logging.getLogger(__name__)
+from cgexec.log import logger
+
+_logger = logger(__name__)
 
 _HOLDS_NO_BUFFER = frozenset({bytes, str, int, float, complex, bool, type(None)})
 

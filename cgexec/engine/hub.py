@@ -16,7 +16,6 @@ the hub ends everything that it holds. An idle hub sleeps.
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import socket
@@ -34,8 +33,9 @@ from cgexec.engine.segments import SegmentPool
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Step
 from cgexec.engine.wire import Wire
+from cgexec.log import logger
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 DRIVER = "driver"
 

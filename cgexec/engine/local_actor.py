@@ -16,7 +16,9 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from ray.dag import ClassMethodNode
@@ -275,11 +277,18 @@ class _Call:
         return True
 
     def run(self) -> bool:
+        if self.future.cancelled():
+            return True
         try:
-            self.future.set_result(self._call())
+            answer = partial(self.future.set_result, self._call())
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            self.future.set_exception(error)
+            answer = partial(self.future.set_exception, error)
+        self._settle(answer)
         return True
 
     def drop(self, death: Exception) -> None:
-        self.future.set_exception(death)
+        self._settle(partial(self.future.set_exception, death))
+
+    def _settle(self, answer: Callable[[], None]) -> None:
+        with suppress(InvalidStateError):  # whoever has called may have cancelled it, at any time
+            answer()

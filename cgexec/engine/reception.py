@@ -7,7 +7,6 @@ descriptor beyond a bound.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import selectors
 import socket
@@ -17,8 +16,9 @@ from typing import Any
 
 from cgexec.deadline import Deadline
 from cgexec.engine.handshake import Address, Applicant, HandshakeError, Role, family_of
+from cgexec.log import logger
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 MOST_APPLICANTS = 64
 APPLICATION_S = 5.0

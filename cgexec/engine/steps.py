@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import methodcaller
-from typing import Any
+from typing import Any, cast
 
 from cgexec.engine import payload
 from cgexec.engine.failures import capture, encode_failures, merged
@@ -112,12 +112,12 @@ class Step:
         self._begun_at = None
         if error is None:
             return result, None
-        if isinstance(error, SystemExit):
+        if issubclass(type(error), SystemExit):  # isinstance() would ask the error what it says its class is
             raise error
-        if not isinstance(error, Exception):
+        if not issubclass(type(error), Exception):
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             raise LoopEndedError(f"{class_name(error)}: {text_of(error)}\n\n{text}")
-        return None, self.failure(error, instance)
+        return None, self.failure(cast("Exception", error), instance)
 
     def _unusable(self, error: Exception, instance: Any) -> Encoded:
         return self.failure(error, instance, f"what {self.name} was to be given cannot be used")

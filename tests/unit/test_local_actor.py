@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from conftest import eventually
+from ray.exceptions import ActorDiedError
 
 from cgexec import GraphConfig, GraphExecutor, GraphSpecError, chain
 from cgexec.engine.local_actor import LocalActor, process_of
-from cgexec.testing import kill_process, pid_of, resume, stop
+from cgexec.testing import kill, kill_process, pid_of, resume, stop
 
 LONG_S = 30.0
 
@@ -81,3 +82,33 @@ class Named:
 
     def _hidden(self) -> None:
         """Not be named."""
+
+
+def test_who_has_called_may_cancel_and_the_actor_goes_on() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def wait(self) -> bool:
+            begun.set()
+            return go_on.wait(30)
+
+        def number(self) -> int:
+            return 7
+
+    actor = LocalActor(Slow)
+    running, waiting = actor.wait.remote(), actor.number.remote()
+    assert begun.wait(30)
+    assert running.cancel()
+    assert waiting.cancel()
+    go_on.set()
+    assert actor.number.remote().result(30) == 7
+    begun.clear()
+    go_on.clear()
+    actor.wait.remote()
+    assert begun.wait(30)
+    assert actor.number.remote().cancel()
+    last = actor.number.remote()
+    kill(actor)
+    with pytest.raises(ActorDiedError):
+        last.result(30)
+    go_on.set()

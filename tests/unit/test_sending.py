@@ -222,6 +222,17 @@ def test_what_is_sent_again_comes_before_those_in_line_and_in_its_order(graphs: 
     assert core.stats().retried == 2
 
 
+def test_what_had_arrived_stays_where_what_was_lost_is_never_sent_again(graphs: Any) -> None:
+    graph = graphs(Script(collect=[{0: OutputValue(1)}, EngineBrokenError(CLOSED)]), DIED, retry_preempted=1)
+    execution = graph.core.submit((1,), {})
+    assert execution.status(0.2).info.state == "pending"
+    assert eventually(lambda: graph.core.stats().in_line == 1)
+    assert [type(status) for status in execution.outputs(0)] == [JobSucceeded, JobError]
+    graph.core.fail(GraphFailedError("too few are left"), [])
+    first, second = execution.outputs(5)
+    assert (first.result, type(second), type(execution.status(0))) == (1, JobPreempted, JobPreempted)
+
+
 def test_what_is_lost_while_it_is_sent_is_sent_again_too(graphs: Any) -> None:
     graph = graphs(Script(send=[EngineBrokenError(CLOSED, sent=True)]), DIED, retry_preempted=1)
     graph.next = Script(collect=[value(1)])

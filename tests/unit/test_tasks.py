@@ -288,6 +288,23 @@ class StubbornError(Exception):
         raise RuntimeError("hands off")
 
 
+class HiddenError(Exception):
+    """Does not let its traceback be seen."""
+
+    __traceback__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+
+class DisguisedError(Exception):
+    """Ends the process of whoever asks what it is."""
+
+    @property
+    def __class__(self) -> Any:
+        raise SystemExit(5)
+
+    @__class__.setter
+    def __class__(self, kind: Any) -> None: ...
+
+
 @dataclass(frozen=True)
 class FrozenError(Exception):
     code: int
@@ -315,6 +332,15 @@ def test_what_the_method_raises_is_an_error_on_every_channel(error: Exception) -
         assert (failure.origin, failure.transfer, failure.actor_class) == (ORIGIN, "", "Raises")
         assert isinstance(as_exception(failure), RayTaskError)
         assert "cgexec/engine" not in failure.traceback_text, "a frame of ours is in it"
+
+
+@pytest.mark.parametrize("kind", [HiddenError, DisguisedError])
+def test_an_error_that_does_not_like_to_be_looked_at_is_an_error_as_any_other(kind: type[Exception]) -> None:
+    made = bench([FakeTap(value(0, 1), value(1, 2))], None, Raises(kind("the text")))
+    made.run(2)
+    (failure,) = made.outputs[0].failures()
+    assert failure.type_name.endswith(kind.__name__)
+    assert isinstance(as_exception(failure), RayTaskError)
 
 
 @pytest.mark.parametrize(

@@ -293,16 +293,14 @@ def probe(session: Session, members: Sequence[Member], timeout_s: float) -> dict
     """
     deadline, replies = Deadline.after(timeout_s), dict[int, HostReport | Exception]()
     left = list(members)
-    while left:
+    while True:
         replies |= call_all(
             session, left, deadline.remaining_s(), lambda member: member.actor.__ray_call__.remote(give_sign_of_life)
         )
         left = [member for member in left if isinstance(replies[member.info.host_id], ActorUnavailableError)]
-        if deadline.remaining_s() < _ASK_AGAIN_S:
-            break
-        if left:
-            time.sleep(_ASK_AGAIN_S)
-    return replies
+        if not left or deadline.remaining_s() < _ASK_AGAIN_S:
+            return replies
+        time.sleep(_ASK_AGAIN_S)
 
 
 def prepare(

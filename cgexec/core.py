@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Break, Engine, Member
 from cgexec.errors import GraphClosedError, GraphFailedError
-from cgexec.exception_info import text_of
 from cgexec.executions import Executions
 from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry
 from cgexec.reading import LONGEST_WAIT_S
+from cgexec.texts import text_of
 from cgexec.topology import LostHost
 
 

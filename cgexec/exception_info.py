@@ -22,8 +22,8 @@ import tblib
 from ray import cloudpickle
 
 from cgexec.errors import UnpicklableExceptionError
-from cgexec.interruption import is_interruption
 from cgexec.isolation import apart
+from cgexec.texts import class_name, text_of
 
 LONGEST_CHAIN = 100
 
@@ -86,27 +86,6 @@ def qualified_name(exception: BaseException) -> str:
 def as_plain_exception(error: BaseException) -> Exception:
     """Return ``error``, or an Exception that says what it is if it is none."""
     return error if isinstance(error, Exception) else RuntimeError(f"{class_name(error)}: {text_of(error)}")
-
-
-def class_name(value: object) -> str:
-    """Return the name of the class of ``value``, whatever its metaclass makes of it."""
-    name: str = type.__dict__["__qualname__"].__get__(type(value))
-    return name
-
-
-def text_of(value: object) -> str:
-    """Return the text of an exception or a note, whatever its class makes of it."""
-    try:
-        return "".join([str(value), ""])  # of no class of its own, which might not cross
-    except BaseException as error:  # a broken __str__ of a user's class must not lose the exception
-        if is_interruption(error):
-            raise
-        return f"<its text cannot be had: {class_name(error)}>"
-
-
-def told(error: BaseException) -> str:
-    """Return the name of an exception's class, and its text, whatever its class makes of it."""
-    return f"{class_name(error)}: {text_of(error)}"
 
 
 def _notes(exception: BaseException) -> list[str]:

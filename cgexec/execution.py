@@ -142,7 +142,12 @@ class Execution:
 
         Else it is called on a thread of the graph's, which calls those of all its executions in the order in which they
         settle: a callback that takes long keeps the others waiting, and nobody else. What it raises is logged.
+
+        Raises:
+            TypeError: ``callback`` cannot be called.
         """
+        if not callable(callback):
+            raise TypeError(f"a callback is called with the execution: {callback!r} cannot be")
         self._graph.call_back(self, callback)
 
     def tell(self, signal: Callable[[], None]) -> bool:

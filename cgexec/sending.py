@@ -26,13 +26,13 @@ from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Engine, EngineBrokenError, SendTimeoutError
 from cgexec.engine.values import kept_inputs
 from cgexec.errors import CgexecError, GraphClosedError
-from cgexec.exception_info import told
 from cgexec.execution import Execution
 from cgexec.interruption import is_interruption
 from cgexec.isolation import without_our_frames
 from cgexec.outcomes import failed_status
 from cgexec.reading import OnBreak, Reader, condemn
 from cgexec.status import JobStatus
+from cgexec.texts import told
 
 _FOR_EVER = Deadline.after(-1)
 _FOR_ITS_TURN_S = 0.1  # beyond its deadline, for one that has a slot as soon as those before it have been written

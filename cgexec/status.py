@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from cgexec.texts import Readable
 from cgexec.topology import HostInfo, LostHost
 
 T = TypeVar("T")
@@ -34,8 +35,8 @@ class JobInfo:
     kind: str
 
 
-@dataclass(frozen=True)
-class HostFailure:
+@dataclass(frozen=True, repr=False)
+class HostFailure(Readable):
     """One host's application error in one execution. ``host`` or ``method`` is None where it cannot be known."""
 
     host: HostInfo | None
@@ -64,8 +65,8 @@ class ExecutionInfo(JobInfo):
     lost_hosts: tuple[LostHost, ...] = ()
 
 
-@dataclass(frozen=True)
-class JobStatus:
+@dataclass(frozen=True, repr=False)
+class JobStatus(Readable):
     """The common base: what is known about a job once a call to Ray has ended.
 
     Ray, and ``ray.cloudpickle``, can send a status anywhere. Plain ``pickle`` cannot if the error came from a method:
@@ -75,28 +76,28 @@ class JobStatus:
     info: JobInfo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JobSucceeded(JobStatus):
     """The job completed. ``result`` is what it returned."""
 
     result: object
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JobFailed(JobStatus):
     """The job ran to completion but failed for a reason of its own: ``error``."""
 
     error: Exception
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JobPreempted(JobStatus):
     """The infrastructure under the job went away: ``error`` says how. The job may have run, wholly or in part."""
 
     error: Exception
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JobError(JobStatus):
     """Something unexpected: infrastructure or serialisation, or, with state "pending", a wait that ran out."""
 

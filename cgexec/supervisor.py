@@ -29,13 +29,13 @@ from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Backend, Break, Engine, HostsLostError, Member, SessionOverError
 from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
-from cgexec.exception_info import text_of, told
 from cgexec.isolation import without_our_frames
 from cgexec.lifecycle import GraphEvent, GraphState
 from cgexec.log import logger
 from cgexec.membership import Membership
 from cgexec.recovery import GiveUp, backoff_delay_s, plan_rebuild
 from cgexec.status import ExecutionInfo, JobStatus
+from cgexec.texts import text_of, told
 from cgexec.topology import LostHost, as_lost
 from cgexec.watch import Watch
 

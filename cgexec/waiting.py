@@ -26,9 +26,18 @@ def as_completed(executions: Iterable[Execution], timeout_s: float = -1) -> Iter
     Raises:
         TimeoutError: not all have settled ``timeout_s`` after the call; -1 waits for ever. They go on.
         ValueError: ``timeout_s`` is not usable.
+        TypeError: ``executions`` are none.
     """
     deadline = Deadline.after(check_wait("timeout_s", timeout_s, FROM_CALL))
-    return _as_completed(set(executions), deadline)
+    return _as_completed(_set_of(executions), deadline)
+
+
+def _set_of(executions: Iterable[Execution]) -> set[Execution]:
+    found = set(executions)
+    for each in found:
+        if not isinstance(each, Execution):
+            raise TypeError(f"{each!r} is no Execution: pass what submit() returned")
+    return found
 
 
 def _as_completed(pending: set[Execution], deadline: Deadline) -> Iterator[Execution]:
@@ -86,10 +95,11 @@ def wait(executions: Iterable[Execution], timeout_s: float = -1, return_when: st
 
     Raises:
         ValueError: ``timeout_s`` or ``return_when`` is not usable.
+        TypeError: ``executions`` are none.
     """
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
         raise ValueError(f"return_when={return_when!r} (from the call) is not usable: see concurrent.futures")
-    not_done, done = set(executions), set[Execution]()
+    not_done, done = _set_of(executions), set[Execution]()
     enough = False
     try:
         for execution in as_completed(set(not_done), timeout_s):

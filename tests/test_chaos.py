@@ -1,13 +1,19 @@
 """A bounded run of faults drawn by lot, on a real cluster; ``python -m cgexec chaos --faults 200`` draws more."""
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
+import ray
+from conftest import eventually
+from ray.exceptions import RayActorError
 
 from cgexec import GraphConfig
-from cgexec.testing import Chaos
+from cgexec.testing import Chaos, Recorder, kill_process, pid_of, stop
+from cgexec.testing.leftovers import is_running
 
 pytestmark = [pytest.mark.clause("C1"), pytest.mark.clause("C2"), pytest.mark.clause("C5"), pytest.mark.clause("C6")]
 
@@ -30,6 +36,22 @@ def test_chaos(local_ray, seed, config):
     assert seen == list(range(NUM_FAULTS))
     assert report.faults.total() == len(report.recoveries_s) == NUM_FAULTS
     assert report.statuses["JobSucceeded"] >= NUM_FAULTS
+
+
+def test_a_process_is_killed_that_ray_started_after_the_one_that_was_stopped(local_ray):
+    actor = ray.remote(Recorder).options(num_cpus=0, max_restarts=1).remote(0)
+    stopped = pid_of(actor)
+    stop(actor)
+    os.kill(stopped, signal.SIGKILL)
+
+    def restarted():
+        with suppress(RayActorError):
+            return pid_of(actor)
+
+    pid = eventually(restarted)
+    assert pid not in (None, stopped)
+    kill_process(actor)
+    assert eventually(lambda: not is_running(pid))
 
 
 def test_the_command_shows_a_table_and_ends_well():

@@ -16,7 +16,7 @@ from ray.experimental.channel.common import ChannelOutputType
 from ray.experimental.channel.shared_memory_channel import CompositeChannel, SharedMemoryType
 from workers import Asynchronous, AsyncWorker, Worker, is_in_a_graph, request
 
-from cgexec.engine import preparation, ray_context, tasks
+from cgexec.engine import actor_calls, preparation, ray_context, tasks
 
 
 @pytest.mark.parametrize(("attribute", "constant"), ray_context._DEFAULTS.items())
@@ -174,6 +174,11 @@ def test_an_actor_knows_how_many_calls_it_does_side_by_side(spawn):
     actors = [*spawn(1), *spawn(1, max_concurrency=3), *spawn(1, AsyncWorker)]
     found = ray.get([actor.__ray_call__.remote(lambda _: preparation._max_concurrency()) for actor in actors])
     assert found == [1, 3, 1]
+
+
+def test_a_handle_knows_how_many_calls_may_wait(spawn):
+    actors = [*spawn(1), *spawn(1, max_pending_calls=3)]
+    assert [actor_calls.max_pending_calls(actor) for actor in actors] == [-1, 3]
 
 
 def test_ray_tells_every_graph_it_knows_that_it_shuts_down(local_ray, monkeypatch):

@@ -241,6 +241,15 @@ def test_an_actor_that_does_several_calls_at_once_is_refused_where_calls_are_wha
             assert [each[0] for each in graph.execute(request(number)).result] == [number, number]
 
 
+def test_an_actor_that_refuses_calls_is_refused_where_calls_are_what_the_graph_is_made_of(small, spawn):
+    actors = [*spawn(1), *spawn(1, max_pending_calls=8)]
+    with pytest.raises(GraphSpecError, match=r"host 1 .* no more than 8 calls wait .*max_pending_calls"):
+        GraphExecutor(actors, fan_out("work"), config=replace(small, engine="actor_calls"))
+    with GraphExecutor(actors, fan_out("work"), config=small) as graph:
+        for number in range(10):
+            assert [each[0] for each in graph.execute(request(number)).result] == [number, number]
+
+
 def test_a_host_without_cgexec_is_refused_with_the_way_to_ship_it(small, spawn):
     actors = [*spawn(1), *spawn(1, WithoutCgexec)]
     with pytest.raises(GraphSpecError, match=r"cgexec cannot be imported on host 1 .*runtime_env"):

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.core.generated.core_worker_pb2 import ActorHandle  # type: ignore[attr-defined] # made as it is imported
 from ray.exceptions import ActorUnavailableError, RayChannelError, RaySystemError
 
 from cgexec.classify import Place, Verdict, classify
@@ -125,6 +126,7 @@ class ActorCallsBackend(BackendOverRay):
     ) -> ActorCallsEngine:
         deadline = Deadline.after(self._recipe.build_timeout_s)
         bound = self._recipe.bind(members)
+        _check_that_calls_may_wait(members)
         plan = plan_of(bound, {member.actor: member.info.host_id for member in members})
         with leased_actors(self._session, self._recipe, generation, members, bound.methods, deadline) as (hub, reports):
             _check_that_calls_keep_their_order(reports)
@@ -148,6 +150,27 @@ def _check_that_calls_keep_their_order(reports: Mapping[int, ActorReport]) -> No
                 f"host {host_id} does {report.max_concurrency} calls side by side (max_concurrency), in no settled "
                 "order; engine='actor_calls' needs actors that do one at a time"
             )
+
+
+def _check_that_calls_may_wait(members: Sequence[Member]) -> None:
+    for member in members:
+        most = max_pending_calls(member.actor)
+        if most > 0:
+            raise GraphSpecError(
+                f"host {member.info.host_id} ({member.actor!r}) lets no more than {most} calls wait "
+                "(max_pending_calls), and refuses others; engine='actor_calls' needs actors without such a limit: "
+                "max_inflight limits the executions"
+            )
+
+
+def max_pending_calls(actor: Any) -> int:
+    """Return how many calls to an actor may wait, those of this process together; -1: any number.
+
+    Private, since nothing public says it: what a handle becomes on its way to another process, and the form of that.
+    """
+    worker: Any = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined] # made by its connect()
+    handle, _ = worker.serialize_actor_handle(actor._ray_actor_id)
+    return int(ActorHandle.FromString(handle).max_pending_calls)
 
 
 class _Run:

@@ -13,8 +13,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TypeVar, cast
 
 from cgexec.errors import CgexecError
-from cgexec.exception_info import class_name, text_of
 from cgexec.isolation import apart
+from cgexec.texts import class_name, text_of
 
 T = TypeVar("T")
 

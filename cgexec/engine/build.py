@@ -29,7 +29,7 @@ from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.session import Session
 from cgexec.engine.socket_edges import SocketHint
 from cgexec.errors import GraphSpecError
-from cgexec.exception_info import told
+from cgexec.texts import told
 
 _TEARDOWN_AFTER_LOSS_S = 5.0  # no method has run yet, so a loop that is alive leaves at once
 

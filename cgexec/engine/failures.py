@@ -19,7 +19,8 @@ from ray.exceptions import RayTaskError
 from cgexec.engine.frames import Bytes, Encoded, Kind
 from cgexec.engine.protocol import OutputPort
 from cgexec.errors import TransferError, UnpicklableExceptionError
-from cgexec.exception_info import ExceptionInfo, class_name, qualified_name, text_of
+from cgexec.exception_info import ExceptionInfo, qualified_name
+from cgexec.texts import class_name, text_of
 
 
 @dataclass(frozen=True)

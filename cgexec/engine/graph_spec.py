@@ -16,7 +16,7 @@ from ray.dag import ClassMethodNode, DAGNode, InputAttributeNode, InputNode, Mul
 
 from cgexec.engine.protocol import GraphSpec, InputSpec, Member, OutputPort
 from cgexec.errors import GraphSpecError
-from cgexec.exception_info import told
+from cgexec.texts import told
 
 RESERVED_INPUTS = frozenset({"timeout_s"})
 

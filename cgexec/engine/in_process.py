@@ -319,6 +319,7 @@ class _StepJob:
         self._index = index
         self._planned = engine.plan.steps[index]
         self._begun_at: float | None = None
+        self._raised: BaseException | None = None  # by a fault, in the method's place
 
     def pulse(self) -> Pulse:
         """Return how long this has been going on, once it has begun."""
@@ -328,28 +329,30 @@ class _StepJob:
         return all(isinstance(each, FromInput) or self._run.results[each.step] for each in self._planned.sources)
 
     def run(self) -> bool:
-        self._begun_at = time.monotonic()
         engine, process, step = self.engine, self.engine.process(self._planned), self.engine.steps[self._index]
-        host_id = step.origin.host_id
+        host_id, counted = step.origin.host_id, self._run.counted[process.faults]
         taken = [engine.take(self._run, source, host_id) for source in self._planned.sources]
-        raised, counted = None, self._run.counted[process.faults]
-        for fault in process.faults.due(host_id, "before", counted):
-            if fault.kind == "stick":
-                return False
-            if fault.kind == "raise":
-                raised = fault.error
-            else:
-                _befall(process, fault)
-        if process.death is not None:
+        if self._begun_at is None:
+            self._begun_at = time.monotonic()
+            for fault in process.faults.due(host_id, "before", counted):
+                if fault.kind == "stick":
+                    return False
+                if fault.kind == "raise":
+                    self._raised = fault.error
+                else:
+                    _befall(process, fault)
+        if process.death is not None or process.postpone(self):
             return True
         try:
-            instance = process.instance if raised is None else _Raising(raised)
+            instance = process.instance if self._raised is None else _raising(process.instance, self._raised)
             result, failed = step.call(instance, taken, self._run.number, self._planned.resolve)
             for fault in process.faults.due(host_id, "after", counted):
                 if fault.kind == "stick":
                     return False
                 if fault.error is not None:
-                    result, failed = step.call(_Raising(fault.error), taken, self._run.number, self._planned.resolve)
+                    result, failed = step.call(
+                        _raising(process.instance, fault.error), taken, self._run.number, self._planned.resolve
+                    )
                 else:
                     _befall(process, fault)
         except SystemExit:
@@ -375,14 +378,15 @@ class _StepJob:
         process.send(deliver)
 
 
-class _Raising:
-    """Stands in for an instance all of whose methods raise."""
+def _raising(instance: Any, error: BaseException) -> Any:
+    """Return what stands in for ``instance``, by the same name: all its methods raise."""
 
-    def __init__(self, error: BaseException) -> None:
-        self._error = error
+    class Raising:
+        def __getattribute__(self, _name: str) -> Callable[..., Any]:
+            def method(*_args: Any, **_kwargs: Any) -> Any:
+                raise error
 
-    def __getattr__(self, _name: str) -> Callable[..., Any]:
-        def method(*_args: Any, **_kwargs: Any) -> Any:
-            raise self._error
+            return method
 
-        return method
+    Raising.__name__, Raising.__qualname__ = type(instance).__name__, type(instance).__qualname__
+    return Raising()

@@ -79,6 +79,14 @@ class LocalProcess:
         if death is not None:
             job.drop(death)
 
+    def postpone(self, job: Job) -> bool:
+        """Put a job that was begun back to the front if the process was stopped meanwhile; False if it was not."""
+        with world:
+            if self.stopped and self.death is None:
+                self._mailbox.appendleft(job)
+                return True
+            return False
+
     def withdraw(self, unwanted: Callable[[Job], bool]) -> None:
         """Take jobs back that have not been begun."""
         with world:

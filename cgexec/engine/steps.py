@@ -21,8 +21,9 @@ from cgexec.engine import payload
 from cgexec.engine.failures import capture, encode_failures, merged
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
 from cgexec.engine.protocol import OutputPort, Pulse
-from cgexec.exception_info import as_plain_exception, class_name, text_of
+from cgexec.exception_info import as_plain_exception
 from cgexec.isolation import Apart
+from cgexec.texts import class_name, text_of
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 

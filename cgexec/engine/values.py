@@ -11,9 +11,10 @@ from cgexec.engine.failures import as_exception, capture, decode_failures
 from cgexec.engine.frames import Encoded
 from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, OutputValue
 from cgexec.engine.steps import Taken
-from cgexec.exception_info import as_plain_exception, told
+from cgexec.exception_info import as_plain_exception
 from cgexec.interruption import is_interruption
 from cgexec.isolation import apart
+from cgexec.texts import told
 
 T = TypeVar("T")
 

@@ -100,6 +100,7 @@ class Chaos:
 
     Raises:
         ValueError: ``num_faults`` is no count, or ``config`` is for graphs without processes of their own.
+        TypeError: ``on_fault`` cannot be called.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class Chaos:
         self._num_faults = check_count("num_faults", num_faults, FROM_CALL)
         if not isinstance(config, GraphConfig) or config.engine == "in_process":
             raise ValueError(f"chaos is for graphs over Ray's actors: config={config!r} is not usable")
+        if on_fault is not None and not callable(on_fault):
+            raise TypeError(f"on_fault is to be called after each fault: {on_fault!r} cannot be")
         self._lot = random.Random(seed)
         self._config = replace(config, teardown_timeout_s=2.0, max_inflight=8)
         self._on_fault = on_fault
@@ -121,7 +124,13 @@ class Chaos:
         self._pids: dict[Any, int] = {}
 
     def run(self) -> ChaosReport:
-        """Do it, and return what came of it."""
+        """Do it, and return what came of it.
+
+        Raises:
+            RuntimeError: Ray is not running.
+        """
+        if not ray.is_initialized():
+            raise RuntimeError("Ray is not running: call ray.init() first; the hosts are actors of this machine")
         done = 0
         shapes = list(SHAPES.values())
         self._lot.shuffle(shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 from cgexec.status import JobError, JobFailed, JobPreempted, JobStatus
 
 _FOR_EVER_S = 3600.0
+_SLEEPS = re.compile(r"sleep:(\d+\.?\d*|\.\d+)")
 
 
 class PlainError(ValueError):
@@ -135,11 +137,12 @@ def misbehave(name: str) -> Any:
     Raises:
         ValueError: there is nothing of that name.
     """
-    if name.startswith("sleep:"):
-        return time.sleep(float(name.removeprefix("sleep:")))
+    sleeps = _SLEEPS.fullmatch(name) if isinstance(name, str) else None
+    if sleeps is not None:
+        return time.sleep(float(sleeps[1]))
     if name == "never-return":
         return _never_return()
-    if name not in MISBEHAVIOURS:
+    if not isinstance(name, str) or name not in MISBEHAVIOURS:
         known = ", ".join([*MISBEHAVIOURS, "sleep:SECONDS", "never-return"])
         raise ValueError(f"there is no misbehaviour {name!r}; there are {known}")
     return MISBEHAVIOURS[name].act()

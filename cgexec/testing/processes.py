@@ -25,10 +25,16 @@ def pid_of(actor: Any) -> int:
     """Return the process id of one of Ray's actors; it must be on this machine, and answer."""
     if isinstance(actor, LocalActor):
         raise TypeError(f"{actor!r} has no process of its own")
-    if not hasattr(actor, "__ray_call__"):
-        raise TypeError(f"{actor!r} is no actor: pass the handle that Class.remote() returned, or a LocalActor")
+    _check_actor(actor)
     pid: int = ray.get(actor.__ray_call__.remote(_pid), timeout=_PID_TIMEOUT_S)
     return pid
+
+
+def _check_actor(actor: Any) -> None:
+    if not hasattr(actor, "__ray_call__"):
+        raise TypeError(f"{actor!r} is no actor: pass the handle that Class.remote() returned, or a LocalActor")
+    if not ray.is_initialized():
+        raise RuntimeError(f"Ray is not running, and with it {actor!r}")
 
 
 def _pid(_instance: Any) -> int:
@@ -39,10 +45,9 @@ def kill(actor: Any) -> None:
     """Kill an actor as its owner would, with ``ray.kill``. May return before it is dead."""
     if isinstance(actor, LocalActor):
         process_of(actor).die()
-    elif ray.is_initialized():
-        ray.kill(actor)
     else:
-        raise RuntimeError(f"Ray is not running, and with it {actor!r}")
+        _check_actor(actor)
+        ray.kill(actor)
 
 
 def kill_process(actor: Any, pid: int | None = None) -> None:
@@ -62,7 +67,7 @@ def stop(actor: Any, pid: int | None = None) -> None:
     if isinstance(actor, LocalActor):
         process_of(actor).stop()
         return
-    pid = pid or _stopped.get(actor) or pid_of(actor)
+    pid = pid or _stopped_process_of(actor) or pid_of(actor)
     _send(signal.SIGSTOP, actor, pid)
     _stopped[actor] = pid
     deadline = Deadline.after(_STOPS_WITHIN_S)
@@ -83,6 +88,16 @@ def resume(actor: Any, pid: int | None = None) -> None:
 
 def _send(number: signal.Signals, actor: Any, pid: int | None) -> None:
     """Send a signal; a process that has ended is left alone. Only one that is stopped cannot be asked which it is."""
-    stopped = _stopped.pop(actor, None)
+    stopped = _stopped_process_of(actor)
+    _stopped.pop(actor, None)
     with suppress(ProcessLookupError, RayActorError):
         os.kill(pid or stopped or pid_of(actor), number)
+
+
+def _stopped_process_of(actor: Any) -> int | None:
+    """Return the process of an actor that ``stop`` has stopped, if it is the actor's yet: Ray may have started another.
+
+    One that has ended, or goes on, is not.
+    """
+    pid = _stopped.get(actor)
+    return pid if pid is not None and "T" in thread_states(pid) else None

@@ -138,6 +138,20 @@ def test_a_value_survives_pickling(value: Any, protocol: int) -> None:
     assert repr(arrived) == repr(value)  # exceptions do not compare
 
 
+class WordlessError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(1)
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("status", [JobFailed, JobPreempted, JobError])
+def test_a_status_can_be_shown_whatever_its_error_says(status: Any) -> None:
+    error = WordlessError()
+    info = ExecutionInfo("g", "failed", "graph", failures=(HostFailure(None, "work", error),))
+    assert repr(status(info, error)).count("<its text cannot be had: SystemExit>") == 2
+
+
 def test_the_statuses_are_a_closed_set_under_one_base() -> None:
     assert set(JobStatus.__subclasses__()) == {JobSucceeded, JobFailed, JobPreempted, JobError}
     assert not any(leaf.__subclasses__() for leaf in JobStatus.__subclasses__())

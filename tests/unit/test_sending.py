@@ -459,6 +459,21 @@ def test_a_callback_on_what_has_settled_may_raise(graphs: Any, caplog: Any) -> N
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.parametrize("callback", [None, "later"])
+def test_a_callback_can_be_called(graphs: Any, callback: Any) -> None:
+    execution = graphs(Script(collect=[value(1)])).core.submit((1,), {})
+    with pytest.raises(TypeError, match="a callback is called with the execution"):
+        execution.add_done_callback(callback)
+    assert execution.result() == [1, 1]
+
+
+@pytest.mark.parametrize("ask", [wait, as_completed])
+@pytest.mark.parametrize("executions", ["ab", [None], [1, 2]])
+def test_executions_are_waited_for_and_nothing_else(ask: Any, executions: Any) -> None:
+    with pytest.raises(TypeError, match="is no Execution"):
+        ask(executions)
+
+
 def test_who_will_not_wait_for_a_slot_waits_for_those_before_to_be_sent(graphs: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(sending, "_FOR_ITS_TURN_S", 30.0)
     hesitate = Hesitation(0)

@@ -20,7 +20,7 @@ MOST_PUBLIC_NAMES = 45
 # A module imports only from its own floor and those before it. `engine` stands for every module in it.
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "status", "topology", "refs", "config", "settings", "deadline", "interruption", "isolation"})
-    | {"changed", "log"},
+    | {"changed", "log", "texts"},
     frozenset({"classify", "exception_info"}),
     frozenset({"hosts", "shapes", "supervision", "stopwatch"}),
     frozenset({"engine"}),

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
 import pytest
+import ray
 from conftest import eventually
 from ray.exceptions import ActorDiedError
 
 from cgexec import GraphConfig, GraphExecutor, JobError, JobFailed, JobPreempted, JobSucceeded, RebuildPolicy, chain
-from cgexec.testing import Chaos, Fault, FaultPlan, LocalActor, Message, Recorder, kill, misbehave, pid_of, stop
+from cgexec.testing import (
+    Chaos,
+    Fault,
+    FaultPlan,
+    LocalActor,
+    Message,
+    Recorder,
+    kill,
+    kill_process,
+    misbehave,
+    pid_of,
+    resume,
+    stop,
+)
 
 LOCAL = GraphConfig(engine="in_process", teardown_timeout_s=1.0)
 
@@ -80,14 +95,41 @@ def test_a_local_actor_has_no_process() -> None:
         pid_of(LocalActor(Waiter))
 
 
-def test_an_unknown_misbehaviour_is_named_with_those_that_are_known() -> None:
-    with pytest.raises(ValueError, match=r"'nope'.*never-return"):
-        misbehave("nope")
+@pytest.mark.parametrize("name", ["nope", None, 5, [], "sleep:", "sleep:long", "sleep:-1", "sleep:nan", "sleep:inf"])
+def test_an_unknown_misbehaviour_is_named_with_those_that_are_known(name: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{re.escape(repr(name))}.*never-return"):
+        misbehave(name)
 
 
-def test_nothing_is_killed_without_ray() -> None:
+@pytest.mark.parametrize("call", [kill, kill_process, pid_of, stop, resume])
+@pytest.mark.parametrize("actor", ["x", None, Recorder])
+def test_what_is_no_actor_is_refused(call: Any, actor: Any) -> None:
+    with pytest.raises(TypeError, match="is no actor"):
+        call(actor)
+
+
+class Handle:
+    """Looks like one of Ray's."""
+
+    __ray_call__ = None
+
+
+@pytest.mark.parametrize("call", [kill, kill_process, pid_of, stop, resume])
+def test_nothing_is_done_without_ray(call: Any) -> None:
     with pytest.raises(RuntimeError, match="Ray is not running"):
-        kill(object())
+        call(Handle())
+    assert not ray.is_initialized()
+
+
+def test_chaos_starts_no_ray_of_its_own() -> None:
+    with pytest.raises(RuntimeError, match="Ray is not running"):
+        Chaos(1, 1).run()
+    assert not ray.is_initialized()
+
+
+def test_chaos_calls_what_can_be_called() -> None:
+    with pytest.raises(TypeError, match="on_fault"):
+        Chaos(1, 1, on_fault=5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +192,46 @@ def test_what_is_raised_before_or_after_a_method_is_what_the_method_raised(
     with GraphExecutor(actors, chain("work"), config=LOCAL) as graph:
         assert isinstance(graph.execute(Message(1)), status)
         assert eventually(lambda: graph.generation == generation)
+        assert isinstance(graph.execute(Message(2)), JobSucceeded)
+
+
+def test_an_error_of_a_plan_names_the_class_of_the_host() -> None:
+    plan = FaultPlan(Fault("raise", host=0, error=ValueError("of the plan")))
+    with GraphExecutor([LocalActor(Recorder, 0, faults=plan)], chain("work"), config=LOCAL) as graph:
+        status = graph.execute(Message(1))
+        assert isinstance(status, JobFailed)
+        assert "Recorder" in str(status.error)
+        assert "aising" not in str(status.error).partition("Traceback")[0]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_host_that_is_stopped_before_its_method_runs_it_once_it_is_resumed(inline: bool) -> None:
+    plan = FaultPlan(Fault("stop", host=0, execution=1))
+    actor = LocalActor(Recorder, 0, faults=plan, inline=inline)
+    given = actor._process.instance.given
+    with GraphExecutor([actor], chain("work"), config=LOCAL) as graph:
+        assert isinstance(graph.execute(Message(1)), JobSucceeded)
+        execution = graph.submit(Message(2))
+        assert eventually(lambda: execution.done() or plan.happened)
+        assert execution.status(0.05).info.state == "pending"
+        assert given == [("work", 1)]
+        resume(actor)
+        assert execution.result().number == 2
+        assert given == [("work", 1), ("work", 2)]
+        assert len(plan.happened) == 1
+        assert isinstance(graph.execute(Message(3)), JobSucceeded)
+        assert graph.generation == 0
+
+
+def test_a_host_that_dies_while_it_is_stopped_before_its_method_never_runs_it() -> None:
+    plan = FaultPlan(Fault("stop", host=1))
+    actors = [LocalActor(Recorder, 0), LocalActor(Recorder, 1, faults=plan)]
+    with GraphExecutor(actors, chain("work"), config=LOCAL) as graph:
+        execution = graph.submit(Message(1))
+        assert eventually(lambda: plan.happened)
+        kill(actors[1])
+        assert isinstance(execution.status(30), JobPreempted)
+        assert actors[1]._process.instance.given == []
         assert isinstance(graph.execute(Message(2)), JobSucceeded)
 
 

@@ -132,14 +132,14 @@ class Executions:
                 return None
             execution = self._new_locked(args, kwargs)
             self._sender.send_in_turn(execution, Deadline.after(0))
-            final, failed = execution.final, self._lifecycle.state is GraphState.FAILED
-            refused = execution.attempts == 0 and not failed and isinstance(final, JobError)
-            if refused and final is not None:
-                execution.collected = True
+            taken: Execution | None = execution
+            failed = self._lifecycle.state is GraphState.FAILED
+            if execution.attempts == 0 and not failed and isinstance(execution.final, JobError):
+                taken, execution.collected = None, True
                 self._num_refused += 1
-                self._tally.take_back(final)
+                self._tally.take_back(execution.final)
         self._reader.spent.clear()
-        return None if refused else execution
+        return taken
 
     def _new_locked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
         """Return a new execution. Raises GraphClosedError."""

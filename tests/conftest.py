@@ -4,8 +4,10 @@ import os
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
 
+import itertools
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -40,20 +42,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def take_ways_in_turn(items: list[pytest.Item]) -> None:
     """Leave to a campaign all but so many ways of a test as its mark ``num_ways`` says; each test begins one way on."""
-    modules: dict[Any, dict[str, dict[Any, list[pytest.Function]]]] = {}
+    tests: dict[tuple[Any, ...], list[pytest.Function]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec") and item.get_closest_marker("num_ways"):
-            others = {name: repr(value) for name, value in item.callspec.params.items() if value not in WAY_NAMES}
-            if others.keys() != item.callspec.params.keys():
-                tests = modules.setdefault(item.path, {}).setdefault(item.originalname, {})
-                tests.setdefault(tuple(others.items()), []).append(item)
-    for functions in modules.values():
-        for number, tests in enumerate(functions.values()):
-            for turn, ways in enumerate(tests.values(), start=number):
-                for place, item in enumerate(ways):
-                    mark = item.get_closest_marker("num_ways")
-                    if mark is not None and (place - turn) % len(ways) >= mark.args[0]:
-                        item.add_marker("campaign")
+            others = [(name, repr(value)) for name, value in item.callspec.params.items() if value not in WAY_NAMES]
+            if len(others) < len(item.callspec.params):
+                tests.setdefault((item.path, item.originalname, *others), []).append(item)
+    turns: dict[Any, Iterator[int]] = defaultdict(itertools.count)
+    for (module, *_), ways in tests.items():
+        (num_ways,) = ways[0].get_closest_marker("num_ways").args  # type: ignore[union-attr] # or it would not be here
+        turn = next(turns[module])
+        for place, item in enumerate(ways):
+            if (place - turn) % len(ways) >= num_ways:
+                item.add_marker("campaign")
 
 
 def eventually(check: Callable[[], Any], timeout_s: float = 30.0) -> Any:

@@ -213,8 +213,8 @@ def test_a_wait_that_runs_out_is_no_outcome(trial):
 def test_close_is_bounded(trial):
     execution = trial.submit(trial.message("sleep:3600"))
     started = time.monotonic()
-    trial.graph.close(timeout_s=0.3)
-    assert time.monotonic() - started < 0.3 + 10
+    trial.graph.close(timeout_s=1.0)  # which the other hosts must not need
+    assert time.monotonic() - started < 1.0 + 10
     assert isinstance(execution.status(0), (JobError, JobPreempted))
     assert [lost.info.host_id for lost in trial.graph.lost_hosts] == [0]
     with pytest.raises(GraphClosedError):

@@ -29,7 +29,7 @@ from rich.table import Table
 BASE = "raw"  # the contestant that ratios are to
 
 Call = Callable[[], object]
-Contestant = Callable[[], AbstractContextManager[Call]]
+Contestant = Callable[[], AbstractContextManager[Any]]  # yields what is measured: a Call, as a rule
 Rounds = dict[str, list[list[float]]]  # the figures of each round, by contestant
 
 
@@ -81,7 +81,7 @@ def microseconds(call: Call, count: int) -> list[float]:
 
 def in_turns(
     contestants: Mapping[str, Contestant],
-    measure: Callable[[Call], Sequence[float]],
+    measure: Callable[[Any], Sequence[float]],
     rounds: int,
     step: Callable[[], object],
 ) -> Rounds:

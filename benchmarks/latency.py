@@ -9,7 +9,8 @@ inputs of several types, and asyncio. Every contestant runs the same method over
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -33,52 +34,80 @@ CASES = {
     "8 arguments to 8 actors, 1 MB": (Shape("arguments", 8), KILOBYTE * 1000),
 }
 ASYNC_CASE = "1 actor, asyncio"
-ROOM_BYTES = 10_000  # in Ray's channels, beyond the input itself: what they take is not given back before Ray ends
+ROOM_BYTES = 900_000  # in the channels of Ray as they are: 1 MB, less what goes with the value
+OBJECT_STORE_BYTES = 4 << 30  # what Ray's channels take is not given back before Ray ends
+
+
+Timed = Callable[[int], list[float]]  # how long each of so many awaits took
 
 
 @contextmanager
-def classic_async(actor: Any) -> Iterator[Call]:
-    """Ordinary actor calls, awaited."""
+def in_a_loop() -> Iterator[Callable[[Callable[[], Awaitable[Any]]], Timed]]:
+    """Yield what makes a ``Timed`` of an asynchronous call, in an event loop that is the thread's for as long."""
     loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)  # which Ray asks for as it compiles
+
+    def timed(call: Callable[[], Awaitable[Any]]) -> Timed:
+        async def calls(count: int) -> list[float]:
+            taken = []
+            for _ in range(count):
+                started = time.perf_counter_ns()
+                await call()
+                taken.append((time.perf_counter_ns() - started) / 1e3)
+            return taken
+
+        return lambda count: loop.run_until_complete(calls(count))
+
+    try:
+        yield timed
+    finally:
+        left = asyncio.all_tasks(loop)  # Ray's, which it cancels without waiting for them
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+@contextmanager
+def classic_async(actor: Any) -> Iterator[Timed]:
+    """Ordinary actor calls, awaited."""
 
     async def call() -> Any:
         return await actor.echo.remote(b"x")
 
-    yield lambda: loop.run_until_complete(call())
-    loop.close()
+    with in_a_loop() as timed:
+        yield timed(call)
 
 
 @contextmanager
-def raw_async(actor: Any) -> Iterator[Call]:
+def raw_async(actor: Any) -> Iterator[Timed]:
     """The raw graph through ``execute_async``."""
-    loop = asyncio.new_event_loop()
-    with compiled(Shape("chain", 1), [actor], enable_asyncio=True) as graph:
+    with in_a_loop() as timed, compiled(Shape("chain", 1), [actor], enable_asyncio=True) as graph:
 
         async def call() -> Any:
             return await (await graph.execute_async(b"x"))
 
-        yield lambda: loop.run_until_complete(call())
-    loop.close()
+        yield timed(call)
 
 
 @contextmanager
-def ours_async(actor: Any, **config: Any) -> Iterator[Call]:
+def ours_async(actor: Any, **config: Any) -> Iterator[Timed]:
     """cgexec through ``execute_async``."""
-    loop = asyncio.new_event_loop()
-    with executor(Shape("chain", 1), [actor], **config) as graph:
-        yield lambda: loop.run_until_complete(graph.execute_async(b"x"))
-    loop.close()
+    with in_a_loop() as timed, executor(Shape("chain", 1), [actor], **config) as graph:
+        yield timed(lambda: graph.execute_async(b"x"))
 
 
 def contestants(shape: Shape, message: Any, actors: list[Any]) -> Mapping[str, harness.Contestant]:
     """Return who takes part in a case."""
-    room = ROOM_BYTES + len(message) if isinstance(message, bytes) else ROOM_BYTES
+    size = len(message) if isinstance(message, bytes) else 0
+    wide = size > ROOM_BYTES  # too much for the channels that Ray makes unless it is told otherwise
     return {
         "floor": partial(floor, shape, message),
         "classic": partial(classic, shape, actors, message),
-        "raw": partial(raw, shape, actors, message, _buffer_size_bytes=room),
+        "raw": partial(raw, shape, actors, message, **({"_buffer_size_bytes": 2 * size} if wide else {})),
         "cgexec, socket": partial(ours, shape, actors, message),
-        "cgexec, ray": partial(ours, shape, actors, message, transport="ray", buffer_size_bytes=room),
+        "cgexec, ray": partial(
+            ours, shape, actors, message, transport="ray", **({"buffer_size_bytes": 2 * size} if wide else {})
+        ),
     }
 
 
@@ -94,25 +123,27 @@ def asynchronous(actors: list[Any]) -> Mapping[str, harness.Contestant]:
 
 def main() -> None:
     options = harness.options(__doc__ or "", rounds=ROUNDS, calls=CALLS)
-    names = [name for name in (*CASES, ASYNC_CASE) if options.only in name]
+    cases = {name: case for name, case in CASES.items() if options.only in name}
     table: list[harness.Row] = []
 
-    def measure(call: Call) -> list[float]:
-        harness.microseconds(call, WARM_UP)
-        return harness.microseconds(call, options.calls)
+    def warmed_up(timed: Timed) -> list[float]:
+        timed(WARM_UP)
+        return timed(options.calls)
 
-    with harness.a_ray(600 << 20):
-        actors = [
-            Echo.remote() for _ in range(max((CASES[name][0].num_actors for name in names if name in CASES), default=1))
-        ]
-        with harness.progress("latency", options.rounds * (5 * len(names) - (ASYNC_CASE in names))) as step:
-            for name in names:
-                if name == ASYNC_CASE:
-                    taking_part = asynchronous(actors)
-                else:
-                    shape, message = CASES[name]
-                    taking_part = contestants(shape, message, actors[: shape.num_actors])
-                table += harness.rows(name, "us", harness.in_turns(taking_part, measure, options.rounds, step))
+    def measure(call: Call) -> list[float]:
+        return warmed_up(partial(harness.microseconds, call))
+
+    with harness.a_ray(OBJECT_STORE_BYTES):
+        actors = [Echo.remote() for _ in range(max((shape.num_actors for shape, _ in cases.values()), default=1))]
+        rounds = {
+            name: (contestants(shape, it, actors[: shape.num_actors]), measure) for name, (shape, it) in cases.items()
+        }
+        if options.only in ASYNC_CASE:
+            rounds[ASYNC_CASE] = asynchronous(actors), warmed_up
+        total = options.rounds * sum(len(taking_part) for taking_part, _ in rounds.values())
+        with harness.progress("latency", total) as step:
+            for name, (taking_part, take_time) in rounds.items():
+                table += harness.rows(name, "us", harness.in_turns(taking_part, take_time, options.rounds, step))
     harness.show("one execution", table, options.json, "python -m benchmarks.latency")
 
 

@@ -332,7 +332,7 @@ def _stops(shape: Shape) -> list[Cell]:
     gives_up, waits = (JobPreempted,), (JobSucceeded,)
     first, busy = partial(_stopped_for_a_while, orders=()), partial(_stopped_for_a_while, orders=("sleep:1",))
     soon: dict[str, Any] = {"policy": {"probe_timeout_s": 0.5}}
-    bounded: dict[str, Any] = {"config": {"build_timeout_s": 1.5}}
+    bounded: dict[str, Any] = {"config": {"build_timeout_s": 3.0}}
     tearing, building = (partial(each, befall=_stop_for_good) for each in (_during_teardown, _during_build))
     return [
         Cell("stopped", "idle", shape.name, (), *lost, _stopped_while_idle),

@@ -23,14 +23,13 @@ _Lock: Any = type(threading.RLock())
 
 
 class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type of an RLock can be derived from
-    """A lock and its condition. A thread may hold it once only, unless it is ``reentrant``.
+    """A lock and its condition. A thread may hold it once only.
 
     Whoever comes twice has interrupted itself: in a signal handler, or in a finaliser that the garbage collector ran.
     What it then would look at is half done, and if it were to wait, it would wait for itself.
     """
 
-    def __init__(self, *, reentrant: bool = False) -> None:
-        self._reentrant = reentrant
+    def __init__(self) -> None:
         self._condition = threading.Condition(self)
         self._num_waiting = 0
 
@@ -38,11 +37,9 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
         """Acquire the lock.
 
         Raises:
-            CgexecError: this thread holds it, and it is not reentrant.
+            CgexecError: this thread holds it.
         """
         if self._is_owned():
-            if self._reentrant:
-                return bool(self.acquire())
             raise CgexecError(
                 "a signal handler or a finaliser used a graph while it had interrupted, in this very thread, a call "
                 "that changes the same graph; let another thread do it, or loop.add_signal_handler"
@@ -54,6 +51,17 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
                 self.release()
             raise
         return True
+
+    def within(self, timeout_s: float, call: Callable[[], object]) -> None:
+        """Call ``call()`` with the lock held, if it can be had in time and this thread does not hold it already."""
+        if self._is_owned():
+            return
+        try:
+            if self.acquire(timeout=timeout_s):
+                call()
+        finally:
+            if self._is_owned():
+                self.release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait as a Condition does; the lock is held afterwards, whatever ended the wait."""

@@ -88,7 +88,8 @@ class GraphCore(Executions):
             if self._lifecycle.state is GraphState.READY:
                 self._lifecycle.apply(GraphEvent.SYSTEM_ERROR, time.monotonic(), _one_line(why.error))
             self._lose_in_flight_locked()
-            return True
+        self._reader.spent.clear()
+        return True
 
     def happened(self, event: GraphEvent, detail: str) -> bool:
         """Record ``event``; False, and nothing is recorded, if the graph was closed."""
@@ -114,29 +115,41 @@ class GraphCore(Executions):
         """Settle what is in flight, as far as it arrives before the deadline, and before ``unless()``."""
         with self._changed:
             self._reader.until(lambda: not self._reader.in_flight or unless(), deadline)
+        self._reader.spent.clear()
 
     def close(self) -> bool:
         """Take no more executions; False if the graph was closed before."""
         with self._changed:
-            if self._lifecycle.state is GraphState.CLOSED:
-                return False
-            self._lifecycle.apply(GraphEvent.CLOSE, time.monotonic())
+            first = self._lifecycle.state is not GraphState.CLOSED
+            if first:
+                self._lifecycle.apply(GraphEvent.CLOSE, time.monotonic())
+            # Again if it was closed before: who did so may have been interrupted.
             self._end_locked(GraphClosedError(f"graph {self.name!r} was closed before this was sent"))
-            return True
+            return first
 
     def abandon(self, error: Exception) -> Engine | None:
-        """Settle what is still in flight with ``error``, and return the engine, to be torn down by the caller."""
+        """Settle what is still in flight with ``error``, and return the engine, to be torn down by the caller.
+
+        It returns the same engine again, for a caller who was interrupted, until that was ``let_go``.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._reader.reading is None, 5 * LONGEST_WAIT_S)
-            engine, self._reader.engine, self._why = self._reader.engine, None, Break((), error)
+            self._why = Break((), error)
+            if self._reader.engine is not None:
+                self._engine_left, self._reader.engine = self._reader.engine, None
             self._lose_in_flight_locked()
-            return engine
+        self._reader.spent.clear()
+        return self._engine_left
+
+    def let_go(self) -> None:
+        """Keep the engine no longer that ``abandon`` returned."""
+        self._engine_left = None
 
     def _lose_in_flight_locked(self) -> None:
         while self._reader.in_flight:
-            execution = self._reader.in_flight.popleft()
-            self._reader.spent.append(execution)
+            execution = self._reader.in_flight[0]  # until it has settled, or is in line again, whatever interrupts that
             self._lose_locked(execution)
+            self._reader.spent.append(self._reader.in_flight.popleft())
         self._changed.notify_all()
 
     def _end_locked(self, error: Exception) -> None:
@@ -152,6 +165,7 @@ class GraphCore(Executions):
             self._pump.end()
         self._pump.join(timeout_s)
         self._callbacks.end(timeout_s)
+        self._reader.spent.clear()
 
     def note_never_collected(self) -> None:
         """Count an execution whose outcome nobody has asked for. Takes no lock: a finaliser may say so."""

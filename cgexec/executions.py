@@ -91,12 +91,12 @@ class Executions:
         self._callbacks = Callbacks(name)
         self._tally = Tally()
         self._num_submitted = 0
-        self._num_refused = 0  # by try_submit
         self._members: tuple[Member, ...] = ()
         self._hosts: Mapping[int, HostInfo] = {}
         self._lost_hosts: list[LostHost] = []
         self._why: Break | None = None
         self._failure: Exception | None = None
+        self._engine_left: Engine | None = None  # by a graph that was closed, to be torn down
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -128,18 +128,21 @@ class Executions:
         with self._changed:
             self._check_open_locked()
             failed = self._lifecycle.state is GraphState.FAILED
-            if not failed and not self._reader.look(lambda: self.has_room_locked(len(self._sender.line))):
-                return None
-            execution = self._new_locked(args, kwargs)
-            self._sender.send_in_turn(execution, Deadline.after(0))
-            taken: Execution | None = execution
-            failed = self._lifecycle.state is GraphState.FAILED
-            if execution.attempts == 0 and not failed and isinstance(execution.final, JobError):
-                taken, execution.collected = None, True
-                self._num_refused += 1
-                self._tally.take_back(execution.final)
+            taken: Execution | None = None
+            if failed or self._reader.look(lambda: self.has_room_locked(len(self._sender.line))):
+                taken = self._try_to_send_locked(args, kwargs)
         self._reader.spent.clear()
         return taken
+
+    def _try_to_send_locked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution | None:
+        execution = self._new_locked(args, kwargs)
+        self._sender.send_in_turn(execution, Deadline.after(0))
+        failed = self._lifecycle.state is GraphState.FAILED
+        if execution.attempts == 0 and not failed and isinstance(execution.final, JobError):
+            execution.collected = True
+            self._tally.take_back(execution.final)
+            return None
+        return execution
 
     def _new_locked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
         """Return a new execution. Raises GraphClosedError."""
@@ -197,24 +200,25 @@ class Executions:
         if execution.sent:
             return
         self._sender.leave(execution)
-        execution.sent = True
         execution.sent_at = execution.sent_at or time.monotonic()
+        execution.spec, execution.loss = engine.spec, None
+        self._reader.spent.append(execution.received)  # before it was lost: what stays, if it is never sent again
+        execution.received = [None] * len(engine.spec.outputs)
+        in_flight, is_current = self._reader.in_flight, engine is self._reader.engine
+        # From here to where it is in flight nothing is called, and so nothing can come in between.
         execution.attempts += 1
-        execution.loss = None
+        execution.sent = True
+        if is_current:
+            in_flight.append(execution)
+        else:  # the generation was broken off while this was being sent
+            self._lose_locked(execution)
         self._reader.spent.append((execution.args, execution.kwargs))
         execution.args, execution.kwargs = (), {}
         if execution.attempts > self._retry_preempted:
             execution.kept = None
         if execution.when_sent is not None:
             self._notices.sent(execution)
-        execution.spec = engine.spec
-        self._reader.spent.append(execution.received)  # before it was lost: what stays, if it is never sent again
-        execution.received = [None] * len(engine.spec.outputs)
-        if engine is not self._reader.engine:  # the generation was broken off while this was being sent
-            self._lose_locked(execution)
-            return
-        self._reader.in_flight.append(execution)
-        if len(self._reader.in_flight) == 1:  # whoever waits for it has found nothing to read
+        if len(in_flight) == 1:  # whoever waits for it has found nothing to read
             self._changed.notify_all()
 
     # -- waiting ---------------------------------------------------------------------------------------------------
@@ -259,7 +263,9 @@ class Executions:
     def look(self, execution: Execution) -> bool:
         """See ``Execution.done``."""
         with self._changed:
-            return self._reader.look(lambda: execution.final is not None)
+            found = self._reader.look(lambda: execution.final is not None)
+        self._reader.spent.clear()
+        return found
 
     def gave_up(self) -> None:
         """Somebody does not wait any longer for what has not settled: have the hosts looked after."""
@@ -344,9 +350,12 @@ class Executions:
         """See ``Execution.add_done_callback``."""
         self._callbacks.start()
 
+        due = [callback]
+
         def call() -> None:
-            execution.collected = True
-            callback(execution)
+            if due:  # else an interruption has had it told twice
+                execution.collected = True
+                due.pop()(execution)
 
         if not self.tell(execution, lambda: self._callbacks.call(call)):
             self._callbacks.call_now(call)
@@ -356,7 +365,6 @@ class Executions:
         self._reader.spent.clear()
         with self._changed:
             return self._tally.stats(
-                submitted=self._num_submitted - self._num_refused,
                 in_line=len(self._sender.line),
                 in_flight=sum(each.final is None for each in self._reader.in_flight),
                 generation=self._lifecycle.generation,
@@ -373,8 +381,9 @@ class Executions:
     # -- settling ----------------------------------------------------------------------------------------------------
 
     def settle_locked(self, execution: Execution, status: JobStatus) -> None:
-        """Give ``execution`` its one outcome; a second one is ignored."""
+        """Give ``execution`` its one outcome. The second time, tell whoever was not told, as an interruption came."""
         if execution.final is not None:
+            self._notices.settled(execution)
             return
         if execution.is_in_line():
             self._sender.leave(execution)

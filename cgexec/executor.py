@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from cgexec import asynchronous
+from cgexec.changed import Changed
 from cgexec.config import GraphConfig, RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
@@ -87,9 +88,8 @@ class GraphExecutor:
         self._settings = effective_settings(config)
         self._planned = tuple(group.infos)
         self._probe_timeout_s = policy.probe_timeout_s
-        self._closing = threading.Lock()
+        self._closing = Changed()
         self._closed = False
-        self._engine_left: Any = None
         recipe = GraphRecipe(
             graph_id=uuid.uuid4().hex,
             name=name,
@@ -317,18 +317,15 @@ class GraphExecutor:
         deadline = Deadline.after(check_wait("timeout_s", timeout_s, FROM_CALL))
         self._core.close()
         # Another thread may be closing: one close is enough, and neither waits longer than it was told to.
-        if not self._closing.acquire(timeout=deadline.slice_s(threading.TIMEOUT_MAX)):
-            return
-        try:
-            if not self._closed:
-                self._close(deadline)
-                self._closed, self._engine_left = True, None
-                self._if_forgotten.detach()  # it refers to the caller's hooks, which may refer to whatever they like
-        finally:
-            self._closing.release()
+        self._closing.within(deadline.slice_s(threading.TIMEOUT_MAX), lambda: self._close(deadline))
 
     def _close(self, deadline: Deadline) -> None:
-        """Settle, stop and tear down. Ctrl-C does not leave it half done: it only takes away the time to wait."""
+        """Settle, stop and tear down, once.
+
+        Ctrl-C takes away the time to wait. What it leaves undone, the next close does.
+        """
+        if self._closed:
+            return
         try:
             self._core.drain(deadline)
         except BaseException:
@@ -336,11 +333,14 @@ class GraphExecutor:
             raise
         finally:
             error = GraphClosedError(f"graph {self._core.name!r} was closed while this was in flight; it may have run")
-            self._engine_left = self._core.abandon(error) or self._engine_left
+            left = self._core.abandon(error)
             self._supervisor.stop(max(_STOP_MARGIN_S, deadline.slice_s(threading.TIMEOUT_MAX)))
-            if self._engine_left is not None:
-                self._supervisor.tear_down(self._core, self._engine_left, deadline)
+            if left is not None:
+                self._supervisor.tear_down(self._core, left, deadline)
+                self._core.let_go()
             self._core.stop_threads(_STOP_MARGIN_S)
+            self._if_forgotten.detach()  # it refers to the caller's hooks, which may refer to whatever they like
+            self._closed = True
 
     def __enter__(self) -> GraphExecutor:
         return self

@@ -20,8 +20,11 @@ _OURS = {"cgexec", "concurrent", "contextlib", "threading"}  # packages whose fr
 Outcome = tuple[T, None] | tuple[None, BaseException]
 
 
-# Past what the class of an error may have made of it.
+# Past what the class of an error may have made of it: it may be frozen, say.
 _traceback_of: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
+_set_traceback: Callable[[BaseException, TracebackType | None], None] = vars(BaseException)["__traceback__"].__set__
+_cause_of: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
+_context_of: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
 
 
 class Apart:
@@ -57,7 +60,7 @@ def _run_each(passing: list[Any]) -> Generator[None, None, None]:
             passing.append((passing.pop()(), None))
         except BaseException as error:  # noqa: BLE001 - handed back
             tb = _traceback_of(error)
-            BaseException.with_traceback(error, tb and tb.tb_next)
+            _set_traceback(error, tb and tb.tb_next)
             del tb
             passing[:] = [(None, error)]
         yield
@@ -66,17 +69,17 @@ def _run_each(passing: list[Any]) -> Generator[None, None, None]:
 def bare(error: Exception) -> Exception:
     """Return ``error`` without tracebacks: it may be kept for long, and their frames hold whatever was in use."""
     for link in _links(error):
-        link.__traceback__ = None
+        _set_traceback(link, None)
     return error
 
 
 def without_our_frames(error: Exception) -> Exception:
     """Return ``error`` with tracebacks that begin in the caller's code; ``bare`` if they never come there."""
     for link in _links(error):
-        tb = link.__traceback__
+        tb = _traceback_of(link)
         while tb is not None and tb.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
             tb = tb.tb_next
-        link.__traceback__ = tb
+        _set_traceback(link, tb)
     return error
 
 
@@ -88,5 +91,5 @@ def _links(error: BaseException) -> list[BaseException]:
         link = links.pop()
         if link is not None and id(link) not in found:
             found[id(link)] = link
-            links += [link.__cause__, link.__context__]
+            links += [_cause_of(link), _context_of(link)]
     return list(found.values())

@@ -1,7 +1,8 @@
 """Who wants to be told when something has happened to an execution, without waiting for it in a thread.
 
 A *signal* is a function without arguments that may be called from any thread and with the graph's lock held: it must
-neither block nor raise. A user's callback is no signal: it may do anything, and is called on a thread of its own.
+neither block nor raise, and it may be called twice, where Ctrl-C comes in between: better than not at all. A user's
+callback is no signal: it may do anything, and is called on a thread of its own.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ class Notices:
     """The signals that one graph owes. Called with the graph's lock held."""
 
     def __init__(self) -> None:
-        self._watched = 0  # how many unsettled executions somebody wants to be told of
+        self._watched: set[Execution] = set()  # those that have not settled, and of which somebody wants to be told
         self._withdrawn: deque[tuple[Execution, Signal]] = deque()
         self._when_open: list[Signal] = []
 
     def tell(self, execution: Execution, signal: Signal) -> None:
         """Call ``signal`` when the execution, which has not, settles."""
         self._sort_out()
-        self._watched += not execution.signals
         execution.signals = (*execution.signals, signal)
+        self._watched.add(execution)
 
     def untell(self, execution: Execution, signal: Signal) -> None:
         """Do not call ``signal`` after all. Needs no lock: coroutines may end in the garbage collector."""
@@ -41,15 +42,15 @@ class Notices:
     def watched(self) -> bool:
         """Return whether anybody wants to be told of an execution that has not settled."""
         self._sort_out()
-        return self._watched > 0
+        return bool(self._watched)
 
     def _sort_out(self) -> None:
         """Forget the signals that were withdrawn."""
         while self._withdrawn:
             execution, signal = self._withdrawn.popleft()
-            if signal in execution.signals:
-                execution.signals = tuple(each for each in execution.signals if each != signal)
-                self._watched -= not execution.signals
+            execution.signals = tuple(each for each in execution.signals if each != signal)
+            if not execution.signals:
+                self._watched.discard(execution)
 
     def tell_when_open(self, signal: Signal) -> None:
         """Call ``signal`` when the graph is neither broken nor being rebuilt any more."""
@@ -57,25 +58,26 @@ class Notices:
 
     def sent(self, execution: Execution) -> None:
         """Tell whoever waits for it that an execution was sent, or will not be."""
-        signal, execution.when_sent = execution.when_sent, None
-        if signal is not None:
-            signal()
+        if execution.when_sent is not None:
+            execution.when_sent()
+            execution.when_sent = None
 
     def settled(self, execution: Execution) -> None:
         """Tell whoever waits for it that an execution has settled."""
         self.sent(execution)
         if self._withdrawn:
             self._sort_out()
-        signals, execution.signals = execution.signals, ()
-        self._watched -= bool(signals)
-        for signal in signals:
-            signal()
+        if execution.signals:
+            for signal in execution.signals:
+                signal()
+            execution.signals = ()
+            self._watched.discard(execution)
 
     def opened(self) -> None:
         """Tell whoever waits for it that the graph is open, or for ever closed."""
-        signals, self._when_open = self._when_open, []
-        for signal in signals:
+        for signal in self._when_open:
             signal()
+        self._when_open = []
 
 
 class Callbacks:
@@ -85,6 +87,7 @@ class Callbacks:
         self._name = name
         self._due: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._starting = threading.Lock()
+        self._ending = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended = False
 
@@ -97,11 +100,13 @@ class Callbacks:
 
     def call(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` soon. Never blocks."""
-        if self._ended:  # an execution that was being sent as the graph was closed
-            name = f"cgexec-late-callback-{self._name}"
-            threading.Thread(target=self._call_late, args=(callback,), name=name, daemon=True).start()
-        else:
-            self._due.put(callback)
+        with self._ending:
+            if not self._ended:
+                self._due.put(callback)
+                return
+        # An execution that was being sent as the graph was closed.
+        name = f"cgexec-late-callback-{self._name}"
+        threading.Thread(target=self._call_late, args=(callback,), name=name, daemon=True).start()
 
     def call_now(self, callback: Callable[[], object]) -> None:
         """Call ``callback``, on this thread; what it raises is logged."""
@@ -112,8 +117,9 @@ class Callbacks:
 
     def end(self, timeout_s: float) -> None:
         """Call what is due, and no more; waits for it up to ``timeout_s``, unless it is a callback that asks."""
-        self._ended = True
-        self._due.put(None)
+        with self._ending:
+            self._ended = True
+            self._due.put(None)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)

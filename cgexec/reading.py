@@ -13,16 +13,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 from ray.exceptions import RayChannelError
 
 from cgexec.changed import Changed
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Engine, EngineBrokenError
+from cgexec.errors import CgexecError
 from cgexec.execution import Execution
 from cgexec.interruption import is_interruption
 from cgexec.outcomes import status_of_outputs
 from cgexec.status import JobStatus
+from cgexec.texts import class_name
 
 LONGEST_WAIT_S = 0.1  # in one go, so that Ctrl-C and a closed graph are noticed
 FAIL_FAST_GRACE_S = 0.05  # after a first application error, for the other hosts' errors to be reported with it
@@ -33,11 +36,24 @@ OnBreak = Callable[[Engine, Exception], None]
 def condemn(engine: Engine, error: BaseException, what: str, on_break: OnBreak) -> None:
     """Give up a generation whose channels may have lost their place; an interruption is raised again."""
     engine.broken = engine.condemned = True
-    if isinstance(error, Exception) and not is_interruption(error):
-        on_break(engine, error)
-        return
-    on_break(engine, RayChannelError(f"{type(error).__name__} interrupted {what}"))
-    raise error
+    reason: Exception = RayChannelError(f"something interrupted {what}")
+    interrupted = True
+    try:
+        interrupted = not isinstance(error, Exception) or is_interruption(error)
+        reason = RayChannelError(f"{class_name(error)} interrupted {what}") if interrupted else cast("Exception", error)
+    finally:
+        say_broken(engine, reason, on_break)
+    if interrupted:
+        raise error
+
+
+def say_broken(engine: Engine, reason: Exception, on_break: OnBreak) -> None:
+    """Call ``on_break``, and once more if an interruption came in between: it is raised when that has been said."""
+    try:
+        on_break(engine, reason)
+    except BaseException:
+        on_break(engine, reason)
+        raise
 
 
 class Reader:
@@ -57,6 +73,7 @@ class Reader:
         self.in_flight: deque[Execution] = deque()
         self.spent: deque[object] = deque()  # to be let go of without the lock: a finaliser may do anything
         self.reading: Engine | None = None  # by somebody, now; a value may take for ever to load
+        self._reading_thread = 0
         self._changed = changed
         self._fail_fast = fail_fast
         self._settle = settle
@@ -91,9 +108,15 @@ class Reader:
                 break
 
     def read_or_wait(self, at_most_s: float) -> None:
-        """Read the oldest execution for a while, or wait for a change if it is not for this thread to read."""
+        """Read the oldest execution for a while, or wait for a change if it is not for this thread to read.
+
+        Raises:
+            CgexecError: this thread is reading already, and loads a value.
+        """
         if self._may_read():
             self._read(min(at_most_s, LONGEST_WAIT_S))
+        elif self.reading is not None and self._reading_thread == threading.get_ident():
+            raise CgexecError("a result that is being loaded waits for the graph that it came from, and so for itself")
         else:
             self._changed.wait(None if at_most_s == math.inf else min(at_most_s, threading.TIMEOUT_MAX))
 
@@ -106,22 +129,31 @@ class Reader:
         engine, head = self.engine, self.in_flight[0]
         if engine is None:
             return
-        if head.error_seen_at is not None and head.final is None:
+        if self._fail_fast and head.error_seen_at is not None and head.final is None:
             timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
-        self.reading = engine
+        self._reading_thread, self.reading = threading.get_ident(), engine
         try:
-            self._changed.outside(engine.collect, head.received, timeout_s)
+            if not head.has_all():  # else who read the last of them was interrupted twice
+                self._changed.outside(engine.collect, head.received, timeout_s)
         except EngineBrokenError as error:
-            self._on_break(engine, error.reason)
+            say_broken(engine, error.reason, self._on_break)
         except BaseException as error:  # noqa: BLE001 - condemn() raises an interruption again
             # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
             condemn(engine, error, "a read", self._on_break)
         finally:
-            if self.reading is engine:  # nobody has begun to read the next generation
-                self.reading = None
-            if engine is self.engine and self.in_flight and self.in_flight[0] is head:  # not lost meanwhile
-                self._advance(head)
-            self._changed.notify_all()
+            try:
+                self._have_read(engine, head)
+            except BaseException:  # an interruption: whatever it left undone is done now
+                self._have_read(engine, head)
+                raise
+
+    def _have_read(self, engine: Engine, head: Execution) -> None:
+        """Let others read; see how far ``head`` has come. Done twice, it does what was left undone."""
+        if self.reading is engine:  # nobody has begun to read the next generation
+            self.reading = None
+        if engine is self.engine and self.in_flight and self.in_flight[0] is head:  # not lost meanwhile
+            self._advance(head)
+        self._changed.notify_all()
 
     def _advance(self, head: Execution) -> None:
         """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""
@@ -129,8 +161,8 @@ class Reader:
         if head.error_seen_at is None and head.has_error():
             head.error_seen_at = time.monotonic()
         overdue = head.error_seen_at is not None and time.monotonic() >= head.error_seen_at + FAIL_FAST_GRACE_S
-        if head.final is None and head.spec is not None and (complete or (self._fail_fast and overdue)):
-            self._settle(head, status_of_outputs(head.draft_info, head.spec, head.received, head.hosts))
+        if head.spec is not None and (complete or (self._fail_fast and overdue)):
+            self._settle(head, head.final or status_of_outputs(head.draft_info, head.spec, head.received, head.hosts))
         if complete:
             head.complete = True
             self.spent.append(self.in_flight.popleft())

@@ -30,7 +30,7 @@ from cgexec.execution import Execution
 from cgexec.interruption import is_interruption
 from cgexec.isolation import without_our_frames
 from cgexec.outcomes import failed_status
-from cgexec.reading import OnBreak, Reader, condemn
+from cgexec.reading import OnBreak, Reader, condemn, say_broken
 from cgexec.status import JobStatus
 from cgexec.texts import told
 
@@ -163,8 +163,10 @@ class Sender:
             else:  # the input is the caller's: anything can happen in its __reduce__
                 self._settle_unsent(execution, Verdict.FAILED, error)
         finally:
-            execution.writing = False
             self._sending.discard(here)
+            execution.writing = False
+            if execution.final is not None:
+                execution.kept = None  # withdrawn while it was serialised
 
     def _transmit(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
         """Serialise the input and write it, without the lock; ``execution.writing`` from when it may be written."""
@@ -200,12 +202,16 @@ class Sender:
         if isinstance(error, SendTimeoutError):
             self._settle_unsent(execution, Verdict.ERROR, RayChannelTimeoutError(f"{error}; nothing was sent"))
         elif isinstance(error, EngineBrokenError):
-            self._on_break(engine, error.reason)
-            if error.sent:
-                self._keeper.sent_locked(engine, execution)
+            try:
+                if error.sent:
+                    self._keeper.sent_locked(engine, execution)
+            finally:
+                say_broken(engine, error.reason, self._on_break)
         else:  # Ctrl-C, say: whether the input was written cannot be known, so no later answer could be trusted
-            self._keeper.sent_locked(engine, execution)
-            condemn(engine, error, "a write", self._on_break)
+            try:
+                self._keeper.sent_locked(engine, execution)
+            finally:
+                condemn(engine, error, "a write", self._on_break)
 
 
 def _number(execution: Execution) -> int:

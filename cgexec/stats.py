@@ -66,13 +66,13 @@ class Tally:
         """Do not count an execution that did not succeed after all."""
         self.settled[status.info.state] -= 1
 
-    def stats(self, *, submitted: int, in_line: int, in_flight: int, generation: int) -> GraphStats:
+    def stats(self, *, in_line: int, in_flight: int, generation: int) -> GraphStats:
         """Return what was counted."""
         while self._more_never_collected:
             self._more_never_collected.popleft()
             self._never_collected += 1
         return GraphStats(
-            submitted=submitted,
+            submitted=in_line + in_flight + self.settled.total(),
             in_line=in_line,
             in_flight=in_flight,
             succeeded=self.settled["succeeded"],

@@ -157,10 +157,12 @@ class Supervisor:
         core = self._core
         if core is None:
             return
-        while not self._stopping.is_set():
-            self._handle_next(core)
-        self._ended.set()
-        self._answer_what_is_left()
+        try:
+            while not self._stopping.is_set():
+                self._handle_next(core)
+        finally:
+            self._ended.set()
+            self._answer_what_is_left()
 
     def _handle_next(self, core: GraphCore) -> None:
         """Wait for an event and handle it; its locals keep engines, hence they do not outlive it."""
@@ -241,6 +243,7 @@ class Supervisor:
         left = core.abandon(error)
         if left is not None:
             self.tear_down(core, left, deadline)
+            core.let_go()
         core.stop_threads(_STOP_THREADS_S)
 
     def _report(self, core: GraphCore, status: JobStatus) -> None:

@@ -59,8 +59,9 @@ def _as_completed(pending: set[Execution], deadline: Deadline) -> Iterator[Execu
                 for execution in pending:
                     execution.gave_up()
                 raise TimeoutError(f"{len(pending)} of {num_executions} executions have not settled") from None
-            pending.remove(execution)
-            yield execution
+            if execution in pending:  # else it has been told twice
+                pending.remove(execution)
+                yield execution
     finally:
         for execution in pending:
             execution.untell(with_signal[execution])
@@ -73,7 +74,7 @@ def _next(settled: queue.SimpleQueue[Execution], pending: set[Execution], deadli
     except queue.Empty:
         if not any([execution.done() for execution in pending]):  # noqa: C419 - look at each: they may be of several graphs
             raise
-        return settled.get()
+        return settled.get_nowait()  # those that have settled say so before anybody can see it
 
 
 class _Signal:

@@ -28,17 +28,24 @@ class Departure:
     def leave(self, tear_down: Callable[[], dict[int, Exception]]) -> dict[int, Exception]:
         """Tear down, if nobody has begun to: return the hosts that had to be killed.
 
-        A second caller waits for the first, within a bound, and returns none.
+        A second caller waits for the first, within a bound, and returns none; one that comes after an interruption
+        tears down again.
         """
-        with self._changed:
-            first, self.begun = not self.begun, True
-        if not first:
-            self._done.wait(_SECOND_WAITS_S)
-            return {}
+        first = False
         try:
-            return tear_down()
+            with self._changed:
+                first, self.begun = not self.begun, True
+            if first:
+                return tear_down()
+        except BaseException:
+            if first:
+                self.begun = False
+            raise
         finally:
-            self._done.set()
+            if first:
+                self._done.set()
+        self._done.wait(_SECOND_WAITS_S)
+        return {}
 
     def hurry(self, timeout_s: float) -> None:
         """Bring the bound forward to ``timeout_s`` from now, if that is sooner."""

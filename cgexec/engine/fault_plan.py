@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 FaultKind = Literal["die", "stop", "stick", "raise"]
 Phase = Literal["build", "probe", "before", "after", "teardown"]
@@ -89,3 +90,17 @@ class FaultPlan:
                     self._happened.append((fault, execution))
                     found.append(fault)
             return found
+
+
+def raising(instance: Any, error: BaseException) -> Any:
+    """Return what stands in for ``instance``, by the same name: all its methods raise."""
+
+    class Raising:
+        def __getattribute__(self, _name: str) -> Callable[..., Any]:
+            def method(*_args: Any, **_kwargs: Any) -> Any:
+                raise error
+
+            return method
+
+    Raising.__name__, Raising.__qualname__ = type(instance).__name__, type(instance).__qualname__
+    return Raising()

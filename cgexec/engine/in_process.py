@@ -17,11 +17,11 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayChannelErr
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.departure import Departure, stuck_host
-from cgexec.engine.fault_plan import Fault, FaultPlan, Phase
+from cgexec.engine.fault_plan import Fault, FaultPlan, Phase, raising
 from cgexec.engine.frames import Encoded, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
-from cgexec.engine.local_actor import LocalProcess, process_of, world
-from cgexec.engine.plan import FromInput, Plan, PlannedStep, Source, plan_of, remote_parts
+from cgexec.engine.local_actor import Job, LocalProcess, process_of, world
+from cgexec.engine.plan import FromInput, FromStep, Plan, PlannedStep, Source, plan_of, remote_parts
 from cgexec.engine.preparation import unfit
 from cgexec.engine.protocol import (
     Break,
@@ -185,7 +185,7 @@ class InProcessEngine:
             self._runs.append(run)
             # All at once: a teardown that took back only some of them would leave the others in front of what follows.
             for index, step in enumerate(self.plan.steps):
-                self.process(step).post(_StepJob(self, run, index))
+                self.process(step).post_locked(_StepJob(self, run, index))
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Fill the places of the outputs that have come."""
@@ -193,12 +193,16 @@ class InProcessEngine:
         while True:
             worked = sum(process.do_next() for process in self._processes.values() if process.inline)
             with world:
-                failed = self._fill(outputs)
-                if None not in outputs:
-                    self._runs.popleft()
-                    return
-                if failed:
-                    return
+                arrived = self._arrived_locked(outputs)
+            failed = self._fill(outputs, arrived)
+            if None not in outputs:
+                self._runs.popleft()
+                return
+            if failed:
+                return
+            with world:
+                if self._arrived_locked(outputs):
+                    continue
                 if self.broken:
                     raise EngineBrokenError(RayChannelError("a host has left the graph"))
                 if worked:
@@ -209,24 +213,47 @@ class InProcessEngine:
                 wait_s = min(_INLINE_PAUSE_S, deadline.remaining_s()) if inline else deadline.wait_s()
                 world.wait(wait_s)
 
-    def _fill(self, outputs: list[Output | None]) -> bool:
-        """Fill what there is; returns whether an error is among it."""
+    def _arrived_locked(self, outputs: Sequence[Output | None]) -> dict[FromStep, Taken]:
+        """Return what has come and is in no place yet."""
         run = self._runs[0]
+        return {
+            source: self._take_locked(run, source, None)
+            for source, places in self._places.items()
+            if outputs[places[0]] is None and run.results[source.step] is not None
+        }
+
+    def _fill(self, outputs: list[Output | None], arrived: Mapping[FromStep, Taken]) -> bool:
+        """Load what has arrived; returns whether an error is among it."""
         failed = False
-        for source, places in self._places.items():
-            if outputs[places[0]] is None and run.results[source.step] is not None:
-                output = output_of(self.take(run, source, None), self.spec.outputs[places[0]])
-                for place in places:
-                    outputs[place] = output
-                failed = failed or isinstance(output, OutputError)
+        for source, taken in arrived.items():
+            places = self._places[source]
+            output = output_of(taken, self.spec.outputs[places[0]])
+            for place in places:
+                outputs[place] = output
+            failed = failed or isinstance(output, OutputError)
         return failed
 
     def take(self, run: _Run, source: Source, host_id: int | None) -> Taken:
         """Return what has come from ``source`` to a host, None for the driver: loaded once for each."""
         with world:
-            if (source, host_id) not in run.taken:
-                run.taken[source, host_id] = self._taken(run, source, host_id)
-            return run.taken[source, host_id]
+            return self._take_locked(run, source, host_id)
+
+    def postpone(self, process: LocalProcess, job: Job) -> bool:
+        """Leave a job that was begun for when its process, which was stopped meanwhile, goes on; False if it was not.
+
+        Unless the graph has been left by then: who takes its jobs back has taken this one back as well.
+        """
+        with world:
+            if not process.stopped or process.death is not None:
+                return False
+            if not self._departure.begun:
+                process.postpone_locked(job)
+            return True
+
+    def _take_locked(self, run: _Run, source: Source, host_id: int | None) -> Taken:
+        if (source, host_id) not in run.taken:
+            run.taken[source, host_id] = self._taken(run, source, host_id)
+        return run.taken[source, host_id]
 
     def _taken(self, run: _Run, source: Source, host_id: int | None) -> Taken:
         if isinstance(source, FromInput):
@@ -319,7 +346,8 @@ class _StepJob:
         self._index = index
         self._planned = engine.plan.steps[index]
         self._begun_at: float | None = None
-        self._raised: BaseException | None = None  # by a fault, in the method's place
+        self._has_met_faults = False
+        self._raised: BaseException | None = None  # by one of them, in the method's place
 
     def pulse(self) -> Pulse:
         """Return how long this has been going on, once it has begun."""
@@ -332,8 +360,9 @@ class _StepJob:
         engine, process, step = self.engine, self.engine.process(self._planned), self.engine.steps[self._index]
         host_id, counted = step.origin.host_id, self._run.counted[process.faults]
         taken = [engine.take(self._run, source, host_id) for source in self._planned.sources]
-        if self._begun_at is None:
-            self._begun_at = time.monotonic()
+        self._begun_at = time.monotonic()
+        if not self._has_met_faults:
+            self._has_met_faults = True
             for fault in process.faults.due(host_id, "before", counted):
                 if fault.kind == "stick":
                     return False
@@ -341,17 +370,17 @@ class _StepJob:
                     self._raised = fault.error
                 else:
                     _befall(process, fault)
-        if process.death is not None or process.postpone(self):
+        if process.death is not None or engine.postpone(process, self):
             return True
         try:
-            instance = process.instance if self._raised is None else _raising(process.instance, self._raised)
+            instance = process.instance if self._raised is None else raising(process.instance, self._raised)
             result, failed = step.call(instance, taken, self._run.number, self._planned.resolve)
             for fault in process.faults.due(host_id, "after", counted):
                 if fault.kind == "stick":
                     return False
                 if fault.error is not None:
                     result, failed = step.call(
-                        _raising(process.instance, fault.error), taken, self._run.number, self._planned.resolve
+                        raising(process.instance, fault.error), taken, self._run.number, self._planned.resolve
                     )
                 else:
                     _befall(process, fault)
@@ -376,17 +405,3 @@ class _StepJob:
             self._run.results[self._index] = ready
 
         process.send(deliver)
-
-
-def _raising(instance: Any, error: BaseException) -> Any:
-    """Return what stands in for ``instance``, by the same name: all its methods raise."""
-
-    class Raising:
-        def __getattribute__(self, _name: str) -> Callable[..., Any]:
-            def method(*_args: Any, **_kwargs: Any) -> Any:
-                raise error
-
-            return method
-
-    Raising.__name__, Raising.__qualname__ = type(instance).__name__, type(instance).__qualname__
-    return Raising()

@@ -34,7 +34,7 @@ from cgexec.changed import Changed
 from cgexec.engine.fault_plan import FaultPlan
 from cgexec.hosts import LocalHandle
 
-world = Changed(reentrant=True)  # guards the state of all local actors; notified whenever some of it changes
+world = Changed()  # guards the state of all local actors; notified whenever some of it changes
 _bind_indices = itertools.count()
 
 
@@ -71,21 +71,21 @@ class LocalProcess:
     def post(self, job: Job) -> None:
         """Have a job done, behind those that were posted before; dropped at once if the process is dead."""
         with world:
-            death = self.death
-            if death is None:
-                self._mailbox.append(job)
-                self._serve_locked()
-                world.notify_all()  # a job may be ready by now, and its thread still wait for one that was withdrawn
+            death = self.post_locked(job)
         if death is not None:
             job.drop(death)
 
-    def postpone(self, job: Job) -> bool:
-        """Put a job that was begun back to the front if the process was stopped meanwhile; False if it was not."""
-        with world:
-            if self.stopped and self.death is None:
-                self._mailbox.appendleft(job)
-                return True
-            return False
+    def post_locked(self, job: Job) -> Exception | None:
+        """Have a job done, with ``world`` held; the death of the process if it is dead."""
+        if self.death is None:
+            self._mailbox.append(job)
+            self._serve_locked()
+            world.notify_all()  # a job may be ready by now, and its thread still wait for one that was withdrawn
+        return self.death
+
+    def postpone_locked(self, job: Job) -> None:
+        """Put a job back that was taken from the mailbox, with ``world`` held: it is the next one."""
+        self._mailbox.appendleft(job)
 
     def withdraw(self, unwanted: Callable[[Job], bool]) -> None:
         """Take jobs back that have not been begun."""
@@ -126,7 +126,7 @@ class LocalProcess:
     def send(self, deliver: Callable[[], None]) -> None:
         """Call ``deliver()`` with ``world`` held: now, when it is resumed, or never if it dies before."""
         with world:
-            if self.stopped:
+            if self.death is None and self.stopped:
                 self._unsent.append(deliver)
             elif self.death is None:
                 deliver()
@@ -146,10 +146,14 @@ class LocalProcess:
         return idle and bool(self._mailbox) and self._mailbox[0].is_ready()
 
     def _do(self, job: Job) -> None:
-        if job.run():
-            with world:
-                self.at_work = None
-                world.notify_all()
+        ends = True
+        try:
+            ends = job.run()
+        finally:
+            if ends:
+                with world:
+                    self.at_work = None
+                    world.notify_all()
 
     def _serve_locked(self) -> None:
         if not self.inline and not self._serving and self._mailbox:

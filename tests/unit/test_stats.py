@@ -41,7 +41,7 @@ def test_every_outcome_is_counted_and_only_successes_are_timed(kind: type[JobSta
     tally = Tally()
     for _ in range(3):
         tally.note(status(kind, state), 2.0)
-    stats = tally.stats(submitted=5, in_line=1, in_flight=1, generation=4)
+    stats = tally.stats(in_line=1, in_flight=1, generation=4)
     counts = {name: getattr(stats, name) for name in ("succeeded", "failed", "preempted", "error")}
     assert counts.pop(state) == 3
     assert set(counts.values()) == {0}
@@ -53,6 +53,6 @@ def test_the_latencies_are_of_the_last_successes() -> None:
     tally = Tally()
     for took_s in range(2 * MOST_LATENCIES):
         tally.note(status(JobSucceeded, "succeeded"), float(took_s))
-    latency_s = tally.stats(submitted=0, in_line=0, in_flight=0, generation=0).latency_s
+    latency_s = tally.stats(in_line=0, in_flight=0, generation=0).latency_s
     assert latency_s["max"] == 2 * MOST_LATENCIES - 1
     assert latency_s["p50"] == 1.5 * MOST_LATENCIES - 1

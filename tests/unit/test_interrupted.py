@@ -1,0 +1,109 @@
+"""Ctrl-C at every single step of a call: what was in flight is answered, and the graph goes on or can be closed.
+
+Python delivers it on the main thread as a function of Python's begins, and as one of C returns. A profiler is called at
+just those places, and what it raises comes out there; so each of them is tried, one run after the other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cgexec
+from cgexec import GraphClosedError, GraphConfig, GraphExecutor, JobStatus, JobSucceeded, chain
+from cgexec.engine.local_actor import world
+from cgexec.testing import LocalActor
+
+PACKAGE = str(Path(cgexec.__file__).parent)
+CONFIG = GraphConfig(engine="in_process", get_timeout_s=5, submit_timeout_s=5, teardown_timeout_s=1)
+FINALISERS = {"_run_each", "__del__"}  # of a generator, and of a handle: what is raised there, Python only prints
+
+
+class Passing:
+    """Passes on."""
+
+    def work(self, value: int) -> int:
+        """Return it."""
+        return value
+
+
+@contextmanager
+def interrupted_at(place: int, seen: list[str]) -> Iterator[None]:
+    """Have KeyboardInterrupt raised at the ``place``-th step in code of cgexec; ``seen``: the function it was in."""
+    steps = 0
+
+    def step(frame: Any, event: str, _what: Any) -> None:
+        nonlocal steps
+        code = frame.f_code
+        if event in ("call", "c_return") and code.co_filename.startswith(PACKAGE) and code.co_name not in FINALISERS:
+            steps += 1
+            if steps == place:
+                sys.setprofile(None)
+                seen.append(code.co_name)
+                raise KeyboardInterrupt
+
+    before = sys.getprofile()
+    sys.setprofile(step)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+CALLS: dict[str, Callable[[GraphExecutor, Any], object]] = {
+    "execute": lambda graph, _: graph.execute(2),
+    "submit": lambda graph, _: graph.submit(2),
+    "try_submit": lambda graph, _: graph.try_submit(2),
+    "status": lambda _, executions: executions[1].status(),
+    "outputs": lambda _, executions: executions[1].outputs(),
+    "done": lambda _, executions: executions[1].done(),
+    "close": lambda graph, _: graph.close(0.5),
+}
+
+
+@pytest.mark.clause("C1")
+@pytest.mark.clause("C2")
+@pytest.mark.parametrize("call", CALLS)
+def test_an_interruption_at_any_step_costs_no_more_than_the_generation(call: str) -> None:
+    place, seen = 0, [""]
+    while seen:
+        place, seen = place + 1, []
+        check(CALLS[call], place, seen)
+    assert place > 30
+
+
+def check(call: Callable[[GraphExecutor, Any], object], place: int, seen: list[str]) -> None:
+    graph = GraphExecutor([LocalActor(Passing) for _ in range(2)], chain("work"), config=CONFIG)
+    executions = [graph.submit(number) for number in range(2)]
+    was_raised = False
+    try:
+        with interrupted_at(place, seen):
+            call(graph, executions)
+    except KeyboardInterrupt:
+        was_raised = True
+    where = f"{place}: {seen}"
+    assert was_raised == bool(seen), where
+    assert not world._is_owned(), where
+    assert not graph._core._changed._is_owned(), where
+    for number, execution in enumerate(executions):
+        status = execution.status()
+        assert status.info.state != "pending", where
+        assert not isinstance(status, JobSucceeded) or status.result == number, where
+    for number in (7, 8):
+        try:
+            after: JobStatus = graph.execute(number)
+        except GraphClosedError:
+            assert call is CALLS["close"], where
+        else:
+            assert isinstance(after, JobSucceeded), where
+            assert after.result == number, where
+    stats = graph.stats()
+    assert (stats.in_line, stats.in_flight) == (0, 0), where
+    graph.close(0.5)
+    assert not graph._supervisor._thread.is_alive(), where
+    assert [actor._process.leased_to for actor in graph.actors] == [None, None], where

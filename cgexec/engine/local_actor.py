@@ -179,7 +179,8 @@ class LocalActor(LocalHandle):
 
     ``worker`` is a class, decorated with ``@ray.remote`` or not; the arguments go to its constructor, whatever that
     raises comes out here. ``inline``: its methods run on the thread of whoever waits for them, in a settled order, and
-    no wait for them ends before they do. ``method.remote(...)`` returns a ``concurrent.futures.Future``.
+    no wait for them ends before they do; Ctrl-C in the midst of one is taken for something that the method raised.
+    ``method.remote(...)`` returns a ``concurrent.futures.Future``.
     """
 
     def __init__(

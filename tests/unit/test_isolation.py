@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import pickle
@@ -187,3 +188,30 @@ def test_one_that_was_interrupted_runs_the_next_call() -> None:
         assert run(lambda: 3) == (3, None)
         assert run._passing == []
     assert met > 5
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """Lets nobody set anything, its traceback neither."""
+
+    number: int
+
+
+class ReticentError(Exception):
+    """Does not like to be asked."""
+
+    __traceback__ = property(lambda _self: 1 / 0)  # type: ignore[assignment]
+    __cause__ = property(lambda _self: 1 / 0)  # type: ignore[assignment]
+    __context__ = property(lambda _self: 1 / 0)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("error", [FrozenError(1), ReticentError()], ids=["frozen", "reticent"])
+def test_the_class_of_an_error_has_no_say_in_what_it_holds(error: Exception) -> None:
+    traceback_of = vars(BaseException)["__traceback__"].__get__
+    _, raised = apart(lambda: fail(error))
+    assert raised is error
+    assert traceback_of(error) is not None
+    assert without_our_frames(error) is error
+    assert traceback_of(error) is not None
+    assert bare(error) is error
+    assert traceback_of(error) is None

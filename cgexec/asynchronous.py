@@ -134,12 +134,11 @@ async def executed(graph: Graph, args: Any, kwargs: Any, wait_s: float) -> JobSt
         raise
     finally:
         graph.untell(execution, bell.ring)
-    status = graph.status_now(execution, wait_s)
-    if execution.final is not None and isinstance(status, (JobPreempted, JobError)) and execution.attempts > 0:
+    if isinstance(execution.final, (JobPreempted, JobError)) and execution.attempts > 0:
         reopened = Bell()
         if graph.tell_when_open(reopened.ring):
             await reopened.heard(_left_s(execution, wait_s))
-    return status
+    return graph.status_now(execution, wait_s)  # last: nobody has been told as long as this may be cancelled
 
 
 def _cancelled(graph: Graph, execution: Execution) -> None:
@@ -175,12 +174,30 @@ async def pipelined(
 ) -> AsyncIterator[JobStatus]:
     """Yield the statuses of ``inputs``, each the positional arguments of an execution, ``depth`` executions deep."""
     waiting: deque[Execution] = deque()
-    async for args in _each(inputs):
+    ended: list[Exception] = []
+    each = _each_submitted(graph, inputs, ended)
+    while True:
         if len(waiting) >= depth:
             yield await outcome(graph, waiting.popleft(), wait_s)
-        waiting.append(await submitted(graph, tuple(args), {}))
+        execution = await anext(each, None)
+        if execution is None:
+            break
+        waiting.append(execution)
     while waiting:
         yield await outcome(graph, waiting.popleft(), wait_s)
+    if ended:
+        raise ended.pop()
+
+
+async def _each_submitted(
+    graph: Graph, inputs: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]], ended: list[Exception]
+) -> AsyncIterator[Execution]:
+    """Yield an execution for each of ``inputs``; what ends that is put into ``ended``."""
+    try:
+        async for args in _each(inputs):
+            yield await submitted(graph, tuple(args), {})
+    except Exception as error:  # noqa: BLE001 - raised when what was sent has been answered
+        ended.append(error)
 
 
 async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

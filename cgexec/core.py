@@ -6,13 +6,16 @@ When a generation breaks, the thread that notices only says so (``on_break``). T
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Break, Engine, Member
 from cgexec.errors import GraphClosedError, GraphFailedError
 from cgexec.executions import Executions
+from cgexec.isolation import copy_of
 from cgexec.lifecycle import GraphEvent, GraphState, HistoryEntry
 from cgexec.reading import LONGEST_WAIT_S
 from cgexec.texts import text_of
@@ -34,7 +37,7 @@ class GraphCore(Executions):
 
     @property
     def failure(self) -> Exception | None:
-        return self._failure
+        return None if self._failure is None else copy_of(self._failure)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -48,7 +51,7 @@ class GraphCore(Executions):
     @property
     def lost_hosts(self) -> list[LostHost]:
         with self._changed:
-            return list(self._lost_hosts)
+            return [replace(lost, cause=copy_of(lost.cause)) for lost in self._lost_hosts]
 
     # -- what the supervisor and close() do --------------------------------------------------------------------------
 
@@ -81,7 +84,8 @@ class GraphCore(Executions):
             self._changed.wait_for(lambda: self._reader.reading is not engine, 10 * LONGEST_WAIT_S)
             if self._reader.engine is not engine:
                 return False
-            self._reader.take_arrived()
+            deadline = Deadline.after(self.settings.teardown_timeout_s.value)
+            self._read_aside_locked(lambda: self._reader.take_arrived(engine), deadline)
             if self._reader.engine is not engine:
                 return False
             self._reader.engine, self._why, self._failure = None, why, why.error
@@ -113,9 +117,41 @@ class GraphCore(Executions):
 
     def drain(self, deadline: Deadline, unless: Callable[[], bool] = lambda: False) -> None:
         """Settle what is in flight, as far as it arrives before the deadline, and before ``unless()``."""
-        with self._changed:
-            self._reader.until(lambda: not self._reader.in_flight or unless(), deadline)
+        ended: list[None] = []
+        try:
+            with self._changed:
+                enough = lambda: not self._reader.in_flight or bool(ended) or unless()  # noqa: E731
+                self._read_aside_locked(lambda: self._reader.until(enough, deadline), deadline, enough)
+        finally:
+            ended.append(None)
         self._reader.spent.clear()
+
+    def _read_aside_locked(
+        self, read: Callable[[], object], deadline: Deadline, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Have ``read()`` done on another thread, and wait for it: it loads values, and one may take for ever.
+
+        Waits until the deadline at the latest, or until ``enough()``, which is asked now and then.
+        """
+        if not self._reader.in_flight:
+            return
+        done: list[None] = []
+
+        def run() -> None:
+            with self._changed:
+                try:
+                    read()
+                finally:
+                    done.append(None)
+                    self._changed.notify_all()
+
+        try:
+            threading.Thread(target=run, name=f"cgexec-drain-{self.name}", daemon=True).start()
+        except RuntimeError:  # the system has none left
+            read()
+            return
+        while not (done or enough() or deadline.remaining_s() == 0):
+            self._changed.wait(deadline.slice_s(LONGEST_WAIT_S))
 
     def close(self) -> bool:
         """Take no more executions; False if the graph was closed before."""
@@ -165,6 +201,7 @@ class GraphCore(Executions):
             self._pump.end()
         self._pump.join(timeout_s)
         self._callbacks.end(timeout_s)
+        self._futures.end(timeout_s)
         self._reader.spent.clear()
 
     def note_never_collected(self) -> None:

@@ -32,6 +32,8 @@ class Waiter(Protocol):
 
     def call_back(self, execution: Execution, callback: Callable[[Execution], object]) -> None: ...
 
+    def settle_future(self, execution: Execution, settle: Callable[[Execution], object]) -> None: ...
+
     def never_collected(self, status: JobStatus) -> None: ...
 
 
@@ -43,6 +45,7 @@ class Execution:
     """
 
     __slots__ = (
+        "__weakref__",
         "_graph",
         "_kind",
         "_name",
@@ -116,7 +119,10 @@ class Execution:
         status = self.status(timeout_s)
         if isinstance(status, JobSucceeded):
             return status.result
-        raise getattr(status, "error", RuntimeError(f"a status without an error: {status!r}"))
+        try:
+            raise getattr(status, "error", RuntimeError(f"a status without an error: {status!r}"))
+        finally:
+            del self, status  # the error holds this frame from now on
 
     def outputs(self, timeout_s: float | None = None) -> list[JobStatus]:
         """Return one status for each output of the graph, in output order, once all have arrived.
@@ -174,7 +180,7 @@ class Execution:
             if found.set_running_or_notify_cancel():
                 found.set_result(execution.status(0))
 
-        self.add_done_callback(settle)
+        self._graph.settle_future(self, settle)
         return found
 
     def done(self) -> bool:

@@ -29,8 +29,9 @@ from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Break, Engine, Member
 from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
 from cgexec.execution import Execution
+from cgexec.isolation import copy_of
 from cgexec.lifecycle import GraphEvent, GraphState, Lifecycle
-from cgexec.notices import Callbacks, Notices, Signal
+from cgexec.notices import Callbacks, Notices, Once, Signal
 from cgexec.outcomes import (
     failed_status,
     no_room,
@@ -89,6 +90,7 @@ class Executions:
         self._notices = Notices()
         self._pump = Pump(name, self._changed, self._reader, self._sender, self._notices)
         self._callbacks = Callbacks(name)
+        self._futures = Callbacks(f"futures-{name}")
         self._tally = Tally()
         self._num_submitted = 0
         self._members: tuple[Member, ...] = ()
@@ -192,7 +194,7 @@ class Executions:
 
     def _refuse_locked(self, execution: Execution, error: Exception) -> None:
         """Settle an execution of which nothing was sent."""
-        refused = failed_status(execution.draft_info(), Verdict.ERROR, error)
+        refused = failed_status(execution.draft_info(), Verdict.ERROR, copy_of(error))
         self.settle_locked(execution, execution.loss or refused)
 
     def sent_locked(self, engine: Engine, execution: Execution) -> None:
@@ -253,9 +255,11 @@ class Executions:
             statuses = [missing]
             if execution.spec is not None:
                 info = execution.draft_info()
+                # Of one that is in line to be sent again nothing has arrived that stays.
+                received = [None] * len(execution.received) if execution.is_in_line() else execution.received
                 statuses = [
                     status_of_output(info, execution.spec, place, output, missing, execution.hosts)
-                    for place, output in enumerate(execution.received)
+                    for place, output in enumerate(received)
                 ]
         self._reader.spent.clear()
         return statuses
@@ -348,17 +352,16 @@ class Executions:
 
     def call_back(self, execution: Execution, callback: Callable[[Execution], object]) -> None:
         """See ``Execution.add_done_callback``."""
-        self._callbacks.start()
+        self._call_on(self._callbacks, execution, Once(execution, callback, collects=True))
 
-        due = [callback]
+    def settle_future(self, execution: Execution, settle: Callable[[Execution], object]) -> None:
+        """Call ``settle(execution)`` once it has settled, on a thread that no callback keeps waiting."""
+        self._call_on(self._futures, execution, Once(execution, settle, collects=False))
 
-        def call() -> None:
-            if due:  # else an interruption has had it told twice
-                execution.collected = True
-                due.pop()(execution)
-
-        if not self.tell(execution, lambda: self._callbacks.call(call)):
-            self._callbacks.call_now(call)
+    def _call_on(self, callbacks: Callbacks, execution: Execution, once: Once) -> None:
+        callbacks.start()
+        if not self.tell(execution, lambda: callbacks.call(once)):
+            callbacks.call_now(once)
 
     def stats(self) -> GraphStats:
         """Return what was counted so far."""

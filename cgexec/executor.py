@@ -151,8 +151,9 @@ class GraphExecutor:
     def try_submit(self, /, *args: Any, **kwargs: Any) -> Execution | None:
         """Send one execution if that needs no waiting, and return its handle; None if the graph is full, or not ready.
 
-        Those in line come first; for one that has a slot, and is just being sent, it waits 0.1 s at most. What it
-        refuses does not count as submitted. An input that cannot be sent, and a graph that has failed, answer with an
+        Those in line come first; for one that has a slot, and is just being sent, it waits 0.1 s at most. Where all
+        slots are taken it looks for what has arrived, which it then loads. What it refuses does not count as
+        submitted. An input that cannot be sent, and a graph that has failed, answer with an
         Execution that has settled, as ``submit`` does.
 
         Raises:
@@ -163,7 +164,8 @@ class GraphExecutor:
     def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[JobStatus]:
         """Return the statuses of ``inputs`` in their order, ``max_inflight`` executions deep.
 
-        Each input is the one positional argument of an execution. ``timeout_s`` is the get timeout of each.
+        Each input is the one positional argument of an execution. ``timeout_s`` is the get timeout of each. What
+        ``inputs`` raise, or a graph that is closed meanwhile, is raised after the statuses of what had been sent.
         """
         return self.starmap(((item,) for item in inputs), timeout_s=timeout_s)
 
@@ -175,12 +177,27 @@ class GraphExecutor:
 
     def _pipelined(self, inputs: Iterable[Iterable[Any]], timeout_s: float | None) -> Iterator[JobStatus]:
         waiting: deque[Execution] = deque()
-        for args in inputs:
+        ended: list[Exception] = []
+        each = self._each_submitted(inputs, ended)
+        while True:
             if len(waiting) >= self._settings.max_inflight.value:
                 yield waiting.popleft().status(timeout_s)
-            waiting.append(self.submit(*args))
+            execution = next(each, None)
+            if execution is None:
+                break
+            waiting.append(execution)
         while waiting:
             yield waiting.popleft().status(timeout_s)
+        if ended:
+            raise ended.pop()
+
+    def _each_submitted(self, inputs: Iterable[Iterable[Any]], ended: list[Exception]) -> Iterator[Execution]:
+        """Yield an execution for each of ``inputs``; what ends that is put into ``ended``."""
+        try:
+            for args in inputs:
+                yield self.submit(*args)
+        except Exception as error:  # noqa: BLE001 - raised when what was sent has been answered
+            ended.append(error)
 
     # -- running, from a coroutine ------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 _OURS = {"cgexec", "concurrent", "contextlib", "threading"}  # packages whose frames only lead to the caller's code
 
@@ -24,6 +25,7 @@ Outcome = tuple[T, None] | tuple[None, BaseException]
 _traceback_of: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
 _set_traceback: Callable[[BaseException, TracebackType | None], None] = vars(BaseException)["__traceback__"].__set__
 _cause_of: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
+_set_cause: Callable[[BaseException, BaseException | None], None] = vars(BaseException)["__cause__"].__set__
 _context_of: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
 
 
@@ -64,6 +66,20 @@ def _run_each(passing: list[Any]) -> Generator[None, None, None]:
             del tb
             passing[:] = [(None, error)]
         yield
+
+
+def copy_of(error: E) -> E:
+    """Return an exception like ``error``, which several may be given: whoever raises one adds frames to it.
+
+    For those of Ray and of cgexec. One that cannot be made again is returned itself.
+    """
+    try:
+        copy = type(error).__new__(type(error), *error.args)
+        vars(copy).update(vars(error))
+        _set_cause(copy, _cause_of(error))
+    except Exception:  # noqa: BLE001 - whatever its class wants, it does not get it here
+        return error
+    return copy
 
 
 def bare(error: Exception) -> Exception:

@@ -80,6 +80,20 @@ class Notices:
         self._when_open = []
 
 
+class Once:
+    """A call about an execution that is made once, however often its signal comes. ``collects``: it has the outcome."""
+
+    def __init__(self, execution: Execution, call: Callable[[Execution], object], *, collects: bool) -> None:
+        self._execution = execution
+        self._calls = [call]
+        self._collects = collects
+
+    def __call__(self) -> None:
+        if self._calls:
+            self._execution.collected |= self._collects
+            self._calls.pop()(self._execution)
+
+
 class Callbacks:
     """Calls what users want called, in order, on one thread, which is started by the first of them."""
 
@@ -92,11 +106,12 @@ class Callbacks:
         self._ended = False
 
     def start(self) -> None:
-        """Have a thread ready."""
+        """Have a thread ready. Raises RuntimeError if the system has none left."""
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"cgexec-callbacks-{self._name}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=f"cgexec-callbacks-{self._name}", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def call(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` soon. Never blocks."""

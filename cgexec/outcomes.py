@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 from ray.exceptions import RayCgraphCapacityExceeded, RayChannelTimeoutError
 
 from cgexec.classify import Place, Verdict, classify
 from cgexec.engine.protocol import Break, GraphSpec, Output, OutputError, OutputValue
+from cgexec.isolation import copy_of
 from cgexec.status import ExecutionInfo, HostFailure, JobError, JobStatus, JobSucceeded, made
 from cgexec.topology import HostInfo, LostHost, as_lost
 
@@ -117,9 +119,9 @@ def status_of_output(
 
 
 def lost_at(why: Break, hosts: Mapping[int, HostInfo], generation: int) -> tuple[LostHost, ...]:
-    """Return the hosts whose loss broke a generation."""
+    """Return the hosts whose loss broke a generation, each with an exception of its own."""
     return tuple(
-        LostHost(as_lost(hosts[host_id]), generation, error)
+        LostHost(as_lost(hosts[host_id]), generation, copy_of(error))
         for host_id, error in why.errors
         if host_id in hosts and classify(error, Place.LOOP) is Verdict.PREEMPTED
     )
@@ -132,7 +134,7 @@ def status_of_break(info: ExecutionInfo, why: Break, hosts: Mapping[int, HostInf
     """
     lost = lost_at(why, hosts, info.generation)
     if lost:
-        error = next(error for _, error in why.errors if error is lost[0].cause)
+        error = cast("Exception", lost[0].cause)
         return failed_status(replace(info, host=lost[0].info, lost_hosts=lost), Verdict.PREEMPTED, error)
     host = hosts.get(why.errors[0][0]) if why.errors else None
-    return failed_status(replace(info, host=host), Verdict.ERROR, why.error)
+    return failed_status(replace(info, host=host), Verdict.ERROR, copy_of(why.error))

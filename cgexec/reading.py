@@ -97,11 +97,9 @@ class Reader:
                 break
         return settled()
 
-    def take_arrived(self) -> None:
+    def take_arrived(self, engine: Engine) -> None:
         """Take what arrived before the generation broke: it is an answer, whatever became of its host."""
-        while (
-            self.in_flight and self.reading is not self.engine and self.engine is not None and not self.engine.condemned
-        ):
+        while self.in_flight and self.engine is engine and self.reading is not engine and not engine.condemned:
             head = self.in_flight[0]
             self._read(0.0)
             if not head.complete:

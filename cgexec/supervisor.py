@@ -29,7 +29,7 @@ from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import Backend, Break, Engine, HostsLostError, Member, SessionOverError
 from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
-from cgexec.isolation import without_our_frames
+from cgexec.isolation import copy_of, without_our_frames
 from cgexec.lifecycle import GraphEvent, GraphState
 from cgexec.log import logger
 from cgexec.membership import Membership
@@ -113,11 +113,19 @@ class Supervisor:
 
         Raises:
             GraphSpecError, HostsLostError, SessionOverError: see ``Backend.build``.
+            RuntimeError: the system has no thread left.
         """
         self._core = core
         engine = self._backend.build(0, members, self._on_break)
         self._open(core, engine, members)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has none left
+            self._watch.end()
+            core.close()
+            core.abandon(GraphClosedError(f"graph {self._name!r} could not be opened"))
+            self.tear_down(core, engine, Deadline.after(self._teardown_timeout_s))
+            raise
 
     def request_rebuild(self) -> Future[None]:
         """Ask for a rebuild; the future tells when it is done, and raises if the graph failed or was closed."""
@@ -186,6 +194,8 @@ class Supervisor:
             if left is not None and core.break_off(left, Break((), reason)):
                 left.tear_down(self._teardown_timeout_s)
             self._fail(core, reason, ())
+            if isinstance(event, _Requested) and not event.done.done():
+                event.done.set_exception(copy_of(reason))
 
     def _answer_what_is_left(self) -> None:
         """Answer what nobody will serve any more. Any thread may do it, also several at once."""

@@ -102,8 +102,13 @@ class Watch:
     def _look_by_locked(self, at: float) -> None:
         self._due_at = min(self._due_at, at)
         if self._due_at < math.inf and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"cgexec-watch-{self._name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=f"cgexec-watch-{self._name}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system has none left: whoever is the next to wait for long tries again
+                _logger.exception("graph %r: its hosts cannot be looked after", self._name)
+            else:
+                self._thread = thread
         self._changed.notify_all()
 
     def _run(self) -> None:

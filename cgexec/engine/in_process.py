@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -57,7 +58,10 @@ class InProcessBackend:
         bound = self._recipe.bind(members)
         for member in members:
             _meet_faults(member, "build")
-        self._check(members, bound)
+        with world:
+            self._check_locked(members, bound)
+            for member in members:
+                process_of(member.actor).leased_to = (self._recipe.graph_id, self._recipe.name)
         engine = InProcessEngine(self._recipe, bound, members, generation, on_break)
         losses = losses_among(_replies(members))
         if losses:
@@ -65,7 +69,7 @@ class InProcessBackend:
             raise HostsLostError(losses)
         return engine
 
-    def _check(self, members: Sequence[Member], bound: BoundGraph) -> None:
+    def _check_locked(self, members: Sequence[Member], bound: BoundGraph) -> None:
         for member in members:
             process = process_of(member.actor)
             name = f"host {member.info.host_id} ({member.actor!r})"
@@ -153,10 +157,10 @@ class InProcessEngine:
         self._on_break = on_break
         self._departure = Departure(world)
         self._ended: dict[int, Exception] = {}
+        self._mourners = {host_id: partial(self.end, host_id) for host_id in self._processes}
         with world:
             for host_id, process in self._processes.items():
-                process.leased_to = (recipe.graph_id, recipe.name)
-                process.mourners.append(partial(self.end, host_id))
+                process.mourners.append(self._mourners[host_id])
 
     def end(self, host_id: int, error: Exception) -> None:
         """Note that a host has left the graph."""
@@ -319,9 +323,10 @@ class InProcessEngine:
                 if self._departure.by.remaining_s() == 0:
                     break
                 world.wait(self._departure.by.wait_s())
-            for process in self._processes.values():
+            for host_id, process in self._processes.items():
                 process.leased_to = None
-                process.mourners.clear()
+                with suppress(ValueError):  # it has died, and they were told
+                    process.mourners.remove(self._mourners[host_id])
         for member in stuck:
             process_of(member.actor).die()
         return {member.info.host_id: stuck_host(member) for member in stuck}

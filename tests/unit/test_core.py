@@ -136,7 +136,7 @@ def test_what_was_sent_in_part_at_a_break_is_lost_and_not_sent_again() -> None:
     graph.next = Script()
     status = graph.core.submit((1,), {}).status()
     assert isinstance(status, JobPreempted)
-    assert status.error is died
+    assert isinstance(status.error, ActorDiedError)
     assert (status.info.generation, status.info.attempts) == (0, 1)
     assert [lost.info.host_id for lost in status.info.lost_hosts] == [1]
     assert graph.next.sent == []

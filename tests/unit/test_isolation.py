@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, RayChannelError
 
-from cgexec import ExceptionInfo
-from cgexec.isolation import Apart, apart, bare, without_our_frames
+from cgexec import ExceptionInfo, GraphFailedError
+from cgexec.isolation import Apart, apart, bare, copy_of, without_our_frames
 
 
 class Ours:
@@ -215,3 +216,31 @@ def test_the_class_of_an_error_has_no_say_in_what_it_holds(error: Exception) -> 
     assert traceback_of(error) is not None
     assert bare(error) is error
     assert traceback_of(error) is None
+
+
+class ChoosyError(Exception):
+    """Cannot be made again."""
+
+    def __new__(cls, *args: Any) -> ChoosyError:
+        if args:
+            raise TypeError("without arguments")
+        return super().__new__(cls)
+
+
+def test_a_copy_says_what_the_error_says_and_has_a_traceback_of_its_own() -> None:
+    for error in (
+        ActorDiedError(),
+        RayChannelError("closed"),
+        GraphFailedError("why", ValueError("first")),
+        OSError(2, "x"),
+    ):
+        error.__cause__ = cause = ValueError("cause")
+        copy = copy_of(error)
+        _, raised = apart(lambda copy=copy: fail(copy))  # type: ignore[misc]
+        assert raised is copy is not error
+        assert (type(copy), str(copy), copy.args, copy.__cause__) == (type(error), str(error), error.args, cause)
+        assert copy.__traceback__ is not None
+        assert error.__traceback__ is None
+    choosy = ChoosyError()
+    choosy.args = (1,)
+    assert copy_of(choosy) is choosy

@@ -209,6 +209,16 @@ DIED, NODE_DIED, CLOSED, RAISED = ActorDiedError(), NodeDiedError("gone"), RayCh
 SEEN = RayChannelError("what the driver saw")
 
 
+def is_like(found: BaseException, shared: BaseException) -> bool:
+    """Return whether an exception says what another does, without being that one."""
+    return found is not shared and (type(found), str(found), vars(found)) == (type(shared), str(shared), vars(shared))
+
+
+def are_like(found: tuple[LostHost, ...], shared: tuple[LostHost, ...]) -> bool:
+    same = [replace(each, cause=DIED) for each in found] == [replace(each, cause=DIED) for each in shared]
+    return same and all(is_like(mine.cause, theirs.cause) for mine, theirs in zip(found, shared, strict=True))
+
+
 def lost(host_id: int, cause: Exception) -> LostHost:
     return LostHost(replace(HOSTS[host_id], healthy=False, failed=True), 2, cause)
 
@@ -227,9 +237,11 @@ def test_a_break_that_cost_a_host_preempts(
 ) -> None:
     status = status_of_break(INFO, Break(errors, SEEN), HOSTS)
     assert isinstance(status, JobPreempted)
-    assert status.error is error
-    assert status.info == replace(INFO, state="preempted", host=lost_hosts[0].info, lost_hosts=lost_hosts)
-    assert lost_at(Break(errors, SEEN), HOSTS, 2) == lost_hosts
+    assert is_like(status.error, error)
+    assert isinstance(status.info, ExecutionInfo)
+    assert are_like(status.info.lost_hosts, lost_hosts)
+    assert replace(status.info, lost_hosts=()) == replace(INFO, state="preempted", host=lost_hosts[0].info)
+    assert are_like(lost_at(Break(errors, SEEN), HOSTS, 2), lost_hosts)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +258,9 @@ def test_a_break_with_every_host_alive_is_an_error(
     errors: tuple[tuple[int, Exception], ...], error: Exception, host: HostInfo | None
 ) -> None:
     status = status_of_break(INFO, Break(errors, SEEN), HOSTS)
-    assert status == JobError(replace(INFO, state="error", host=host), error)
+    assert isinstance(status, JobError)
+    assert status.info == replace(INFO, state="error", host=host)
+    assert is_like(status.error, error)
     assert lost_at(Break(errors, SEEN), HOSTS, 2) == ()
 
 

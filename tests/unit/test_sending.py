@@ -227,7 +227,7 @@ def test_what_had_arrived_stays_where_what_was_lost_is_never_sent_again(graphs: 
     execution = graph.core.submit((1,), {})
     assert execution.status(0.2).info.state == "pending"
     assert eventually(lambda: graph.core.stats().in_line == 1)
-    assert [type(status) for status in execution.outputs(0)] == [JobSucceeded, JobError]
+    assert [status.info.state for status in execution.outputs(0)] == ["pending", "pending"], "it may come to be another"
     graph.core.fail(GraphFailedError("too few are left"), [])
     first, second = execution.outputs(5)
     assert (first.result, type(second), type(execution.status(0))) == (1, JobPreempted, JobPreempted)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
 import re
 import threading
-import weakref
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,15 +14,12 @@ from ray.exceptions import ActorDiedError
 from cgexec import (
     GraphConfig,
     GraphExecutor,
-    GraphFailedError,
-    GraphState,
     JobError,
     JobFailed,
     JobPreempted,
     JobSucceeded,
     RebuildPolicy,
     chain,
-    fan_out,
 )
 from cgexec.testing import (
     Chaos,
@@ -261,138 +253,3 @@ def test_a_host_may_die_as_it_is_asked_for_a_sign_of_life() -> None:
         assert execution.status(0.01).info.state == "pending"
         assert eventually(lambda: plan.happened)
         assert isinstance(execution.status(30), JobPreempted)
-
-
-# -- values and errors that are awkward --------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class FrozenError(Exception):
-    """Lets nobody set anything, its traceback neither."""
-
-    number: int
-
-
-class Unsendable:
-    """Raises as it is serialised."""
-
-    def __reduce__(self) -> Any:
-        raise FrozenError(1)
-
-
-@pytest.mark.parametrize("call", ["execute", "execute_async"])
-def test_an_input_that_raises_what_is_frozen_is_refused_and_the_line_moves_on(call: str) -> None:
-    with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL) as graph:
-        for number in range(2):
-            bad: Any = Unsendable()
-            status = graph.execute(bad) if call == "execute" else asyncio.run(graph.execute_async(bad))
-            assert isinstance(status, JobFailed)
-            assert "FrozenError: 1" in str(status.error)
-            assert isinstance(graph.execute(Message(number)), JobSucceeded)
-
-
-def test_a_builder_that_raises_what_is_frozen_fails_the_graph_and_ends_nothing_else() -> None:
-    def build(inp: Any, actors: Any) -> Any:
-        if len(actors) == 1:
-            raise FrozenError(2)
-        return [actor.work.bind(inp) for actor in actors]
-
-    actors = [LocalActor(Recorder, label) for label in range(2)]
-    with GraphExecutor(actors, build, config=LOCAL) as graph:
-        kill(actors[0])
-        with pytest.raises(GraphFailedError, match="FrozenError"):
-            graph.rebuild()
-        assert graph.state is GraphState.FAILED
-        assert isinstance(graph.execute(Message(1)), JobError)
-
-
-class Loading:
-    """Calls ``what`` in the process that loads it, and is what that returns."""
-
-    what: Callable[[], Any]
-
-    def __reduce__(self) -> Any:
-        return load, ()
-
-
-def load() -> Any:
-    return Loading.what()
-
-
-class Returner:
-    """Returns what it is asked for."""
-
-    def work(self, what: str) -> Any:
-        """Return something to load, or the name."""
-        return Loading() if what == "loading" else what
-
-
-def test_a_value_that_takes_long_to_load_keeps_nobody_else_waiting() -> None:
-    begun, go_on = threading.Event(), threading.Event()
-
-    def wait() -> str:
-        begun.set()
-        assert go_on.wait(30)
-        return "loaded"
-
-    Loading.what = staticmethod(wait)
-    with (
-        GraphExecutor([LocalActor(Returner)], chain("work"), config=LOCAL) as graph,
-        GraphExecutor([LocalActor(Returner)], chain("work"), config=LOCAL) as other,
-    ):
-        execution = graph.submit("loading")
-        waiting = threading.Thread(target=execution.status)
-        waiting.start()
-        assert begun.wait(30)
-        assert other.execute("plain").result == "plain"  # type: ignore[attr-defined]
-        go_on.set()
-        waiting.join()
-        assert execution.result() == "loaded"
-
-
-@pytest.mark.parametrize("timeout_s", [-1, 20])
-def test_a_result_that_waits_for_its_own_graph_as_it_is_loaded_is_told_so(timeout_s: float) -> None:
-    with GraphExecutor([LocalActor(Returner)], chain("work"), config=LOCAL) as graph:
-        Loading.what = staticmethod(lambda: graph.execute("plain", timeout_s=timeout_s))
-        status = graph.execute("loading")
-        assert isinstance(status, JobError)
-        assert "waits for the graph that it came from" in str(status.error)
-        assert isinstance(graph.execute("plain"), JobSucceeded)
-
-
-def test_without_fail_fast_a_wait_after_a_first_error_sleeps() -> None:
-    actors = [LocalActor(Recorder, label) for label in range(2)]
-    with GraphExecutor(actors, fan_out("work"), config=replace(LOCAL, fail_fast=False)) as graph:
-        engine: Any = graph._core.current_engine()
-        looks, collect = [], engine.collect
-        engine.collect = lambda *arguments: (looks.append(arguments), collect(*arguments))
-        assert isinstance(graph.execute(Message(1, {0: ["raise"], 1: ["sleep:1"]})), JobFailed)
-        assert len(looks) < 30
-
-
-def test_what_nobody_holds_any_more_is_not_kept() -> None:
-    with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL) as graph:
-        execution = graph.submit(Message(1))
-        assert eventually(execution.done)
-        gone = weakref.ref(execution.status().result)  # type: ignore[attr-defined]
-        del execution
-        assert gone() is None
-        graph.submit(Message(2))
-        graph.close()
-        assert not graph._core._reader.spent
-
-
-def test_a_job_that_was_stopped_does_not_outlive_its_graph() -> None:
-    plan = FaultPlan(Fault("stop", host=0))
-    actor = LocalActor(Recorder, 0, faults=plan)
-    with GraphExecutor([actor], chain("work"), config=LOCAL) as graph:
-        graph.submit(Message(1))
-        assert eventually(lambda: plan.happened and actor._process.at_work is None)
-        engine: Any = graph._core.current_engine()
-        leaving = threading.Thread(target=engine.tear_down, args=(20,))
-        leaving.start()
-        assert eventually(lambda: not actor._process._mailbox)
-        resume(actor)
-        leaving.join()
-        assert actor._process.death is None
-    assert actor._process.instance.given == []

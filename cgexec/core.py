@@ -21,6 +21,8 @@ from cgexec.reading import LONGEST_WAIT_S
 from cgexec.texts import text_of
 from cgexec.topology import LostHost
 
+_LOADED_WITHIN_S = 0.3  # what has come, as a rule
+
 
 class GraphCore(Executions):
     """See the module. Every method may be called from any thread."""
@@ -131,7 +133,8 @@ class GraphCore(Executions):
     ) -> None:
         """Have ``read()`` done on another thread, and wait for it: it loads values, and one may take for ever.
 
-        Waits until the deadline at the latest, or until ``enough()``, which is asked now and then.
+        Waits until the deadline at the latest, but at least as long as it takes to load what has come, as a rule; or
+        until ``enough()``, which is asked now and then.
         """
         if not self._reader.in_flight:
             return
@@ -150,8 +153,9 @@ class GraphCore(Executions):
         except RuntimeError:  # the system has none left
             read()
             return
-        while not (done or enough() or deadline.remaining_s() == 0):
-            self._changed.wait(deadline.slice_s(LONGEST_WAIT_S))
+        at_least = Deadline.after(_LOADED_WITHIN_S)
+        while not (done or enough() or deadline.remaining_s() == at_least.remaining_s() == 0):
+            self._changed.wait(LONGEST_WAIT_S)
 
     def close(self) -> bool:
         """Take no more executions; False if the graph was closed before."""
@@ -196,12 +200,15 @@ class GraphCore(Executions):
         self._changed.notify_all()
 
     def stop_threads(self, timeout_s: float) -> None:
-        """End the threads that serve those who do not wait in one; waits for each up to ``timeout_s``."""
+        """End the threads that serve those who do not wait in one; waits for them up to ``timeout_s``."""
+        deadline = Deadline.after(timeout_s)
         with self._changed:
             self._pump.end()
         self._pump.join(timeout_s)
-        self._callbacks.end(timeout_s)
-        self._futures.end(timeout_s)
+        for callbacks in (self._callbacks, self._futures):
+            callbacks.end()
+        for callbacks in (self._callbacks, self._futures):
+            callbacks.join(deadline.remaining_s())
         self._reader.spent.clear()
 
     def note_never_collected(self) -> None:

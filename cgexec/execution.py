@@ -172,7 +172,9 @@ class Execution:
     def future(self) -> Future[JobStatus]:
         """Return a Future that has the outcome once the execution has settled, whatever it is.
 
-        For what takes such futures, as ``asyncio.wrap_future`` does. Cancelling it is no harm to the execution.
+        For what takes such futures, as ``asyncio.wrap_future`` does. Cancelling it is no harm to the execution. What is
+        added to it by ``add_done_callback`` is called on the one thread that settles the graph's futures, and so must
+        not wait for another of them.
         """
         found: Future[JobStatus] = Future()
 

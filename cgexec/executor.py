@@ -350,12 +350,13 @@ class GraphExecutor:
             raise
         finally:
             error = GraphClosedError(f"graph {self._core.name!r} was closed while this was in flight; it may have run")
+            last = Deadline.after(deadline.slice_s(threading.TIMEOUT_MAX) + 2 * _STOP_MARGIN_S)
             left = self._core.abandon(error)
             self._supervisor.stop(max(_STOP_MARGIN_S, deadline.slice_s(threading.TIMEOUT_MAX)))
             if left is not None:
                 self._supervisor.tear_down(self._core, left, deadline)
                 self._core.let_go()
-            self._core.stop_threads(_STOP_MARGIN_S)
+            self._core.stop_threads(min(_STOP_MARGIN_S, last.remaining_s()))
             self._if_forgotten.detach()  # it refers to the caller's hooks, which may refer to whatever they like
             self._closed = True
 

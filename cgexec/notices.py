@@ -130,11 +130,14 @@ class Callbacks:
         except Exception:
             _logger.exception("graph %r: a callback raised", self._name)
 
-    def end(self, timeout_s: float) -> None:
-        """Call what is due, and no more; waits for it up to ``timeout_s``, unless it is a callback that asks."""
+    def end(self) -> None:
+        """Call what is due, and no more."""
         with self._ending:
             self._ended = True
             self._due.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until all has been called, up to ``timeout_s``, unless it is a callback that asks."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)

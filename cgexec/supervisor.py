@@ -117,10 +117,10 @@ class Supervisor:
         """
         self._core = core
         engine = self._backend.build(0, members, self._on_break)
-        self._open(core, engine, members)
         try:
+            self._open(core, engine, members)
             self._thread.start()
-        except RuntimeError:  # the system has none left
+        except BaseException:  # the system has no thread left, or Ctrl-C
             self._watch.end()
             core.close()
             core.abandon(GraphClosedError(f"graph {self._name!r} could not be opened"))

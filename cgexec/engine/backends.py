@@ -8,7 +8,7 @@ from typing import Any
 from cgexec.config import EngineName
 from cgexec.engine.actor_calls import ActorCallsBackend
 from cgexec.engine.build import CompiledBackend
-from cgexec.engine.in_process import InProcessBackend
+from cgexec.engine.in_process_backend import InProcessBackend
 from cgexec.engine.protocol import Backend
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.errors import GraphSpecError

@@ -29,6 +29,7 @@ from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.session import Session
 from cgexec.engine.socket_edges import SocketHint
 from cgexec.errors import GraphSpecError
+from cgexec.interruption import is_interruption
 from cgexec.texts import told
 
 _TEARDOWN_AFTER_LOSS_S = 5.0  # no method has run yet, so a loop that is alive leaves at once
@@ -42,21 +43,24 @@ class CompiledBackend(BackendOverRay):
         recipe, session = self._recipe, self._session
         deadline = Deadline.after(recipe.build_timeout_s)
         bound = recipe.bind(members)
-        with leased_actors(session, recipe, generation, members, bound.methods, deadline) as (hub, reports):
-            compiled = _compile(session, recipe, bound, members, hub, _hint(recipe, hub, members, reports), deadline)
-            try:
-                engine = CompiledEngine(session, compiled, bound, members, reports, recipe.settings, hub, on_break)
-            except SessionOverError:
-                hub.shut()
-                _discard(session, compiled)
-                raise
+        engine: CompiledEngine | None = None
         try:
+            with leased_actors(session, recipe, generation, members, bound.methods, deadline) as (hub, reports):
+                hint = _hint(recipe, hub, members, reports)
+                compiled = _compile(session, recipe, bound, members, hub, hint, deadline)
+                try:
+                    engine = CompiledEngine(session, compiled, bound, members, reports, recipe.settings, hub, on_break)
+                except SessionOverError:
+                    hub.shut()
+                    _discard(session, compiled)
+                    raise
             obstacle = engine.settle_in(deadline.remaining_s())
             if obstacle is None:
                 return engine
             losses = {**silent_or_dead(session, members, PROBE_AFTER_BOUND_S), **dict(obstacle.errors)}
-        except SessionOverError:
-            engine.tear_down(0)
+        except BaseException as error:  # Ctrl-C, say: nobody else knows the engine
+            if engine is not None:
+                engine.tear_down(0 if isinstance(error, SessionOverError) else _TEARDOWN_AFTER_LOSS_S)
             raise
         stuck = engine.tear_down(_TEARDOWN_AFTER_LOSS_S)
         raise HostsLostError({**losses, **stuck}, obstacle.fallback)
@@ -114,8 +118,14 @@ def _compile(
     except SessionOverError:
         raise
     except Exception as error:
+        if is_interruption(error):
+            compiling.add_done_callback(partial(_discard_late, session))
+            raise
         # A death may show as an error of a task that Ray's compile has run in an actor.
         behind = error.cause if isinstance(error, RayTaskError) else error
         if classify(behind, Place.LOOP) is Verdict.PREEMPTED:
             raise HostsLostError(silent_or_dead(session, members, PROBE_AFTER_BOUND_S), error) from error
         raise GraphSpecError(f"Ray does not compile graph {recipe.name!r}: {told(error)}") from error
+    except BaseException:  # Ctrl-C, say
+        compiling.add_done_callback(partial(_discard_late, session))
+        raise

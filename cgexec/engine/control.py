@@ -117,8 +117,10 @@ class Controls:
         self._closed = False
 
     def add(self, identity: str, wire: Wire) -> None:
-        """Take in a connection."""
+        """Take in a connection. One that had the same name before is ended: its process has gone."""
         with self._changed:
+            if identity in self._controls:
+                self._controls[identity].wire.shut()
             self._controls[identity] = Control(wire, self._at_work)
 
     def wires(self) -> list[Wire]:
@@ -130,10 +132,10 @@ class Controls:
         with self._changed:
             return any(control.has_ended() for control in self._controls.values())
 
-    def hear(self, identity: str) -> None:
-        """Take what has come from one. Raises ControlEndedError."""
+    def hear(self, identity: str, wire: Wire) -> None:
+        """Take what has come from one over its wire. Raises ControlEndedError."""
         control = self._controls.get(identity)
-        if control is None:
+        if control is None or control.wire is not wire:
             raise ControlEndedError
         pulse = control.hear()
         if pulse is not None:

@@ -11,7 +11,7 @@ import pickle
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayTaskError
@@ -20,6 +20,8 @@ from cgexec.engine.frames import Bytes, Encoded, Kind
 from cgexec.engine.protocol import OutputPort
 from cgexec.errors import TransferError, UnpicklableExceptionError
 from cgexec.exception_info import ExceptionInfo, qualified_name
+from cgexec.interruption import is_interruption
+from cgexec.isolation import apart
 from cgexec.texts import class_name, text_of
 
 
@@ -109,9 +111,9 @@ def as_exception(failure: Failure) -> Exception:
     """
     cause = _cause(failure)
     if failure.transfer:
-        error: Exception = TransferError(failure.transfer, failure.type_name, failure.text, failure.traceback_text)
-        error.__cause__ = cause
-        return error
+        refused = TransferError(failure.transfer, failure.type_name, failure.text, failure.traceback_text)
+        refused.__cause__ = cause
+        return refused
     method = failure.origin.method if failure.origin is not None else "task"
     # Built around a stand-in: RayTaskError pickles its cause to see whether it can, and that may raise anything.
     task_error = RayTaskError(
@@ -124,8 +126,11 @@ def as_exception(failure: Failure) -> Exception:
     )
     task_error.cause = cause
     task_error.args = (*task_error.args[:2], cause, *task_error.args[3:])
-    dual: Exception = task_error.as_instanceof_cause()
-    return dual
+    # Its class may have a say in that, and raise.
+    dual, error = apart(task_error.as_instanceof_cause)
+    if error is not None and is_interruption(error):
+        raise error
+    return task_error if dual is None else cast("Exception", dual)
 
 
 def as_task_error(failure: Failure) -> RayTaskError:

@@ -150,7 +150,10 @@ def connect(address: Address, node_id: str, key: bytes, role: Role, name: bytes,
 
 def _connect_once(where: Any, key: bytes, role: Role, name: bytes, timeout_s: float) -> socket.socket:
     unix = isinstance(where, bytes)
-    sock = socket.socket(socket.AF_UNIX if unix else family_of(where[0]), socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_UNIX if unix else family_of(where[0]), socket.SOCK_STREAM)
+    except OSError as error:  # no descriptor left, say
+        raise HandshakeError(f"no connection to {where!r}: {error}") from error
     answered_by = Deadline.after(timeout_s)
     heard = False
     try:

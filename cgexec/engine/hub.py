@@ -107,7 +107,11 @@ class Hub:
         self._reception = Reception(self._selector, node_id, secret, listen_ip, self._admit)
         self.address = self._reception.address
         self._thread = threading.Thread(target=self._run, name=f"cgexec-hub-{key.graph_id[:8]}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # the system has none left
+            self._end_thread()
+            raise
         with _registry_lock:
             _registry[key, identity] = self
 
@@ -280,8 +284,9 @@ class Hub:
 
     def _ask(self, errand: Callable[[], None]) -> None:
         """Have the hub's thread do something."""
-        self._errands.append(errand)
-        self._wake_up()
+        if not self._closed:  # else its thread ends, or has ended
+            self._errands.append(errand)
+            self._wake_up()
 
     def _wake_up(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -304,8 +309,14 @@ class Hub:
             _logger.exception("the connections of a graph cannot be tended any more")
             self.shut()
         finally:
-            self._reception.close()
-            self._selector.close()
+            self._end_thread()
+
+    def _end_thread(self) -> None:
+        """Let go of what the thread had to do: some of it refers to the hub."""
+        self._reception.close()
+        self._selector.close()
+        self._errands.clear()
+        self._backlogged.clear()
 
     def _admit(self, role: Role, name: bytes, sock: socket.socket) -> None:
         """Take in a connection that has proved itself."""
@@ -337,7 +348,7 @@ class Hub:
     def _watch_control(self, identity: str, wire: Wire) -> None:
         def readable(sock: Any) -> None:
             try:
-                self.controls.hear(identity)
+                self.controls.hear(identity, wire)
             except ControlEndedError:
                 self._selector.unregister(sock)
                 ended()

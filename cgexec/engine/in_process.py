@@ -23,23 +23,19 @@ from cgexec.engine.frames import Encoded, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.local_actor import Job, LocalProcess, process_of, world
 from cgexec.engine.plan import FromInput, FromStep, Plan, PlannedStep, Source, plan_of, remote_parts
-from cgexec.engine.preparation import unfit
 from cgexec.engine.protocol import (
     Break,
     Engine,
     EngineBrokenError,
     HostReport,
-    HostsLostError,
     Member,
     Output,
     OutputError,
     Pulse,
-    losses_among,
 )
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.steps import LoopEndedError, Step, Taken
 from cgexec.engine.values import encoded_inputs, output_of
-from cgexec.errors import GraphSpecError
 
 T = TypeVar("T")
 
@@ -47,51 +43,8 @@ _NODE_ID = "local"
 _INLINE_PAUSE_S = 0.001  # while nothing can be done, until somebody else changes something
 
 
-class InProcessBackend:
-    """Builds graphs over local actors."""
-
-    def __init__(self, recipe: GraphRecipe) -> None:
-        self._recipe = recipe
-
-    def build(self, generation: int, members: Sequence[Member], on_break: Callable[[Engine], None]) -> InProcessEngine:
-        """See ``protocol.Backend``."""
-        bound = self._recipe.bind(members)
-        for member in members:
-            _meet_faults(member, "build")
-        with world:
-            self._check_locked(members, bound)
-            for member in members:
-                process_of(member.actor).leased_to = (self._recipe.graph_id, self._recipe.name)
-        engine = InProcessEngine(self._recipe, bound, members, generation, on_break)
-        losses = losses_among(_replies(members))
-        if losses:
-            engine.tear_down(0)
-            raise HostsLostError(losses)
-        return engine
-
-    def _check_locked(self, members: Sequence[Member], bound: BoundGraph) -> None:
-        for member in members:
-            process = process_of(member.actor)
-            name = f"host {member.info.host_id} ({member.actor!r})"
-            if process.leased_to is not None and process.leased_to[0] != self._recipe.graph_id:
-                raise GraphSpecError(f"{name} is in graph {process.leased_to[1]!r}: close that graph first")
-            for method in bound.methods[member.info.host_id]:
-                why = unfit(getattr(type(process.instance), method, None))
-                if why is not None:
-                    raise GraphSpecError(f"{method}() of {name} {why}")
-
-    def probe(self, members: Sequence[Member], timeout_s: float) -> dict[int, HostReport | Exception]:  # noqa: ARG002
-        """See ``protocol.Backend``; whether a host would answer is known at once."""
-        for member in members:
-            _meet_faults(member, "probe")
-        return _replies(members)
-
-    def ask(self, call: Callable[[], T]) -> T:
-        """See ``protocol.Backend``; local actors do not go away all at once."""
-        return call()
-
-
-def _meet_faults(member: Member, phase: Phase) -> None:
+def meet_faults(member: Member, phase: Phase) -> None:
+    """Let happen what is to befall a host now."""
     process = process_of(member.actor)
     for fault in process.faults.due(member.info.host_id, phase):
         _befall(process, fault)
@@ -101,7 +54,8 @@ def _befall(process: LocalProcess, fault: Fault) -> None:
     process.die() if fault.kind == "die" else process.stop()
 
 
-def _replies(members: Sequence[Member]) -> dict[int, HostReport | Exception]:
+def replies_of(members: Sequence[Member]) -> dict[int, HostReport | Exception]:
+    """Return what the hosts answer when they are asked for a sign of life."""
     replies: dict[int, HostReport | Exception] = {}
     for member in members:
         process, host_id = process_of(member.actor), member.info.host_id
@@ -280,7 +234,7 @@ class InProcessEngine:
     def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
         """Return what each host is doing; None for one that stays stopped."""
         for member in self._members:
-            _meet_faults(member, "probe")
+            meet_faults(member, "probe")
         with world:
             world.wait_for(
                 lambda: self._departure.begun or not any(process.stopped for process in self._processes.values()),
@@ -316,7 +270,7 @@ class InProcessEngine:
             world.notify_all()
         self.hurry(timeout_s)
         for member in self._members:
-            _meet_faults(member, "teardown")
+            meet_faults(member, "teardown")
             process_of(member.actor).withdraw(self._is_ours)
         with world:
             while (stuck := self._at_work()) and not all(process_of(member.actor).inline for member in stuck):

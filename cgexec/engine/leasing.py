@@ -41,17 +41,17 @@ def leased_actors(
     """
     num_processes = len(members) + 1
     hub = _hub_of_driver(recipe, generation, num_processes)
-    replies: dict[int, ActorReport | Exception] = {}
+    not_heard: Exception = GetTimeoutError("the actor was not heard")
+    replies: dict[int, ActorReport | Exception] = {member.info.host_id: not_heard for member in members}
     try:
         replies = prepare(session, members, _lease_of(recipe, hub, num_processes), methods, deadline.remaining_s())
         yield hub, _check(session, members, replies, hub)
     except BaseException:
         hub.shut()
-        leased = [member for member in members if isinstance(replies.get(member.info.host_id), ActorReport)]
-        silent = [member for member in members if isinstance(replies.get(member.info.host_id), GetTimeoutError)]
+        leased = [member for member in members if isinstance(replies[member.info.host_id], ActorReport)]
         release(session, leased, recipe.graph_id, PROBE_AFTER_BOUND_S)
-        # A silent one may still take the lease: this reaches it behind the request, whenever that is.
-        release(session, silent, recipe.graph_id, 0)
+        # Who has not reported may have taken the lease, or may still: this reaches it behind the request.
+        release(session, [member for member in members if member not in leased], recipe.graph_id, 0)
         raise
 
 

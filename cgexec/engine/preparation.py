@@ -212,6 +212,9 @@ def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
         if lease.needs_control:
             end_graph(None, lease.graph_id)
             report = replace(report, address=None)
+    except BaseException:  # the system has no thread left, say
+        end_graph(None, lease.graph_id)
+        raise
     return report
 
 

@@ -167,6 +167,11 @@ def _gone(release: weakref.ref[Any]) -> None:
             teller.tell_released(release.number)
 
 
+# A forked child has the mappings too, and arrays over them, and cannot tell when it lets go of them: what its parent
+# holds at that moment is never said to be free, so that it is never written again under the child.
+os.register_at_fork(before=_waiting.clear)
+
+
 class Mappings:
     """The segments of one writer, as one reader sees them. ``teller`` is told of each frame that is gone.
 

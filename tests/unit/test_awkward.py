@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 from conftest import eventually
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from cgexec import (
     GraphConfig,
@@ -236,6 +237,7 @@ def lose_and_raise(graph: GraphExecutor, actor: LocalActor) -> None:
     kill(actor)
     with pytest.raises(ActorDiedError):
         execution.result()
+    assert eventually(lambda: graph.lost_hosts)
     with pytest.raises(ActorDiedError):
         raise graph.lost_hosts[0].cause
 
@@ -399,3 +401,72 @@ def test_a_graph_whose_supervisor_cannot_be_started_leaves_its_actors(monkeypatc
         GraphExecutor(actors, chain("work"), config=LOCAL)
     with GraphExecutor(actors, chain("work"), config=LOCAL) as graph:
         assert isinstance(graph.execute(Message(1)), JobSucceeded)
+
+
+# -- what has arrived, and how long a close may take -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["close", "death"])
+def test_what_has_arrived_is_delivered_though_there_is_no_time_to_wait(ending: str) -> None:
+    actors = [LocalActor(Recorder, label) for label in range(2)]
+    config = replace(LOCAL, teardown_timeout_s=0)
+    with GraphExecutor(actors, lambda inp, hosts: hosts[-1].work.bind(inp), config=config) as graph:
+        executions = [graph.submit(Message(number)) for number in range(5)]
+        assert eventually(lambda: len(actors[1]._process.instance.given) == 5 and actors[1]._process.at_work is None)
+        if ending == "close":
+            graph.close(0)
+        else:
+            kill(actors[0])
+        assert [execution.result().number for execution in executions] == list(range(5))
+
+
+class HasCauseError(Exception):
+    """Has an attribute where Ray wants to put one."""
+
+    cause = property(lambda _self: "a disk")
+
+
+class FinalError(Exception):
+    """Cannot be derived from."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        raise SystemExit("it is final")
+
+
+class Raiser:
+    """Raises what it is asked for."""
+
+    def work(self, what: str) -> Any:
+        """Raise one of the awkward."""
+        error: Exception = {"frozen": FrozenError(1), "cause": HasCauseError("x"), "final": FinalError("x")}[what]
+        raise error
+
+
+@pytest.mark.parametrize("what", ["frozen", "cause", "final"])
+def test_an_error_that_ray_cannot_make_its_own_costs_no_generation(what: str) -> None:
+    with GraphExecutor([LocalActor(Raiser)], chain("work"), config=LOCAL) as graph:
+        status = graph.execute(what)
+        assert isinstance(status, JobFailed)
+        assert isinstance(status.error, RayTaskError)
+        assert graph.generation == 0
+
+
+def test_the_waits_of_a_close_do_not_add_up() -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def wait(_: Any = None) -> None:
+        begun.release()
+        go_on.wait(60)
+
+    Loading.what = staticmethod(wait)
+    graph = GraphExecutor([LocalActor(Returner)], chain("work"), config=LOCAL)
+    graph.submit("plain").add_done_callback(wait)
+    graph.submit("plain").future().add_done_callback(wait)
+    graph.submit("loading").add_done_callback(lambda _: None)
+    for _ in range(3):
+        assert begun.acquire(timeout=30)
+    started = time.monotonic()
+    graph.close(0)
+    took_s = time.monotonic() - started
+    go_on.set()
+    assert took_s < 1.0 + 5  # for a machine that is busy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import select
 import socket
@@ -381,3 +382,30 @@ def test_a_forked_child_holds_nothing_open(site: Site) -> None:
     assert eventually(lambda: refuses(reader.address.unix))
     parents_end.close()
     assert ended_well(child)
+
+
+def test_a_control_connection_that_takes_the_place_of_another_ends_it(site: Site) -> None:
+    driver, first, again = site.hub(), site.hub(FIRST), site.hub(FIRST)
+    first.connect_control(driver.address, soon())
+    assert eventually(lambda: len(driver.controls.wires()) == 1)
+    (before,) = driver.controls.wires()
+    again.connect_control(driver.address, soon())
+    assert eventually(lambda: (DRIVER, FIRST) in site.ended)
+    assert [wire is before for wire in driver.controls.wires()] == [False]
+    assert not driver.is_abandoned()
+
+
+def test_a_hub_that_is_shut_keeps_nothing_that_could_not_be_sent(site: Site) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        first = site.hub(FIRST)
+        wire, _ = connected(first, site.hub(SECOND))
+        wire.send(encode(np.zeros(20 * MEGABYTE, np.uint8)), 0)
+        gone = weakref.ref(wire)
+        first.shut()
+        assert first.has_ended(LONG_S)
+        del wire
+        assert gone() is None
+    finally:
+        gc.enable()

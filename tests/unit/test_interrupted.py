@@ -6,6 +6,7 @@ just those places, and what it raises comes out there; so each of them is tried,
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import eventually
 
 import cgexec
 from cgexec import GraphClosedError, GraphConfig, GraphExecutor, JobStatus, JobSucceeded, chain
@@ -107,3 +109,24 @@ def check(call: Callable[[GraphExecutor, Any], object], place: int, seen: list[s
     graph.close(0.5)
     assert not graph._supervisor._thread.is_alive(), where
     assert [actor._process.leased_to for actor in graph.actors] == [None, None], where
+
+
+@pytest.mark.clause("C6")
+def test_an_interruption_while_a_graph_is_opened_leaves_the_actors_free() -> None:
+    place, seen = 0, [""]
+    while seen:
+        place, seen = place + 1, []
+        actors = [LocalActor(Passing) for _ in range(2)]
+        opened: list[GraphExecutor] = []
+        with contextlib.suppress(KeyboardInterrupt), interrupted_at(place, seen):
+            opened.append(GraphExecutor(actors, chain("work"), config=CONFIG))
+        for graph in opened:
+            graph.close()
+        del opened
+        # If there was a graph already, it is closed now by the thread that watches over it: nobody refers to it.
+        assert eventually(lambda: all(actor._process.leased_to is None for actor in actors)), f"{place}: {seen}"  # noqa: B023
+        with GraphExecutor(actors, chain("work"), config=CONFIG) as again:
+            status = again.execute(place)
+            assert isinstance(status, JobSucceeded), f"{place}: {seen}"
+            assert status.result == place
+    assert place > 100

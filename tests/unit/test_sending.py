@@ -650,7 +650,7 @@ def test_a_callback_that_comes_after_the_end_is_called_after_all_others() -> Non
     callbacks = Callbacks("graph")
     callbacks.start()
     callbacks.call(lambda: (may_end.wait(30), called.append(1)))
-    callbacks.end(0)
+    callbacks.end()
     callbacks.call(lambda: called.append(2))
     may_end.set()
     assert eventually(lambda: called == [1, 2])

@@ -7,6 +7,7 @@ just those places, and what it raises comes out there; so each of them is tried,
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,18 @@ class Passing:
         return value
 
 
+def is_ours(frame: Any) -> bool:
+    return bool(frame.f_code.co_filename.startswith(PACKAGE))
+
+
+def is_in_a_finaliser(frame: Any) -> bool:
+    while frame is not None and is_ours(frame):
+        if frame.f_code.co_name in FINALISERS:
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def interrupted_at(place: int, seen: list[str]) -> Iterator[None]:
     """Have KeyboardInterrupt raised at the ``place``-th step in code of cgexec; ``seen``: the function it was in."""
@@ -41,20 +54,21 @@ def interrupted_at(place: int, seen: list[str]) -> Iterator[None]:
 
     def step(frame: Any, event: str, _what: Any) -> None:
         nonlocal steps
-        code = frame.f_code
-        if event in ("call", "c_return") and code.co_filename.startswith(PACKAGE) and code.co_name not in FINALISERS:
+        if event in ("call", "c_return") and is_ours(frame) and not is_in_a_finaliser(frame):
             steps += 1
             if steps == place:
                 sys.setprofile(None)
-                seen.append(code.co_name)
+                seen.append(frame.f_code.co_name)
                 raise KeyboardInterrupt
 
     before = sys.getprofile()
+    gc.disable()  # which runs finalisers wherever it likes, those of graphs among them
     sys.setprofile(step)
     try:
         yield
     finally:
         sys.setprofile(before)
+        gc.enable()
 
 
 CALLS: dict[str, Callable[[GraphExecutor, Any], object]] = {

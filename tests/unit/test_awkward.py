@@ -104,8 +104,12 @@ def load() -> Any:
 class Returner:
     """Returns what it is asked for."""
 
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
     def work(self, what: str) -> Any:
         """Return something to load, or the name."""
+        self.asked.append(what)
         return Loading() if what == "loading" else what
 
 
@@ -191,7 +195,8 @@ def test_a_result_that_takes_for_ever_to_load_keeps_neither_a_close_nor_a_rebuil
     actors = [LocalActor(Returner) for _ in range(2)]
     with GraphExecutor(actors, lambda inp, hosts: hosts[-1].work.bind(inp), config=LOCAL) as graph:
         execution = graph.submit("loading")
-        assert eventually(lambda: actors[1]._process.at_work is None)
+        process = actors[1]._process
+        assert eventually(lambda: process.instance.asked and process.at_work is None), "it has not arrived"
         kill(actors[0])
         assert begun.wait(30)
         assert graph.execute("plain", timeout_s=30).result == "plain"  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from ray import cloudpickle
 
 from cgexec.errors import UnpicklableExceptionError
 from cgexec.isolation import apart
-from cgexec.texts import class_name, text_of
+from cgexec.texts import text_of, told
 
 LONGEST_CHAIN = 100
 
@@ -85,7 +85,7 @@ def qualified_name(exception: BaseException) -> str:
 
 def as_plain_exception(error: BaseException) -> Exception:
     """Return ``error``, or an Exception that says what it is if it is none."""
-    return error if isinstance(error, Exception) else RuntimeError(f"{class_name(error)}: {text_of(error)}")
+    return error if isinstance(error, Exception) else RuntimeError(told(error))
 
 
 def _notes(exception: BaseException) -> list[str]:

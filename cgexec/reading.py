@@ -130,23 +130,26 @@ class Reader:
         if self._fail_fast and head.error_seen_at is not None and head.final is None:
             timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
         self._reading_thread, self.reading = threading.get_ident(), engine
+        broke_by: Exception | None = None
         try:
             if not head.has_all():  # else who read the last of them was interrupted twice
                 self._changed.outside(engine.collect, head.received, timeout_s)
         except EngineBrokenError as error:
-            say_broken(engine, error.reason, self._on_break)
+            broke_by = error.reason
         except BaseException as error:  # noqa: BLE001 - condemn() raises an interruption again
             # Ctrl-C, say: whether an output was taken from its channel and dropped cannot be known.
             condemn(engine, error, "a read", self._on_break)
         finally:
             try:
-                self._have_read(engine, head)
+                self._have_read(engine, head, broke_by)
             except BaseException:  # an interruption: whatever it left undone is done now
-                self._have_read(engine, head)
+                self._have_read(engine, head, broke_by)
                 raise
 
-    def _have_read(self, engine: Engine, head: Execution) -> None:
-        """Let others read; see how far ``head`` has come. Done twice, it does what was left undone."""
+    def _have_read(self, engine: Engine, head: Execution, broke_by: Exception | None) -> None:
+        """Say what broke, let others read, see how far ``head`` has come. Done twice, it does what was left undone."""
+        if broke_by is not None:
+            self._on_break(engine, broke_by)
         if self.reading is engine:  # nobody has begun to read the next generation
             self.reading = None
         if engine is self.engine and self.in_flight and self.in_flight[0] is head:  # not lost meanwhile

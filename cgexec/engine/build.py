@@ -88,6 +88,16 @@ def _discard_late(session: Session, compiling: Future[Any]) -> None:
         _discard(session, compiling.result())
 
 
+def _compiled_by(session: Session, recipe: GraphRecipe, compile_it: Callable[[], Any], deadline: Deadline) -> Any:
+    """Return what ``compile_it()`` compiles on another thread; what comes when nobody waits any more is discarded."""
+    compiling = bounded.start(lambda: session.ask(compile_it), f"cgexec-compile-{recipe.graph_id[:8]}")
+    try:
+        return bounded.wait(compiling, deadline.remaining_s(), f"compiling graph {recipe.name!r}")
+    except BaseException:
+        compiling.add_done_callback(partial(_discard_late, session))
+        raise
+
+
 def _compile(
     session: Session,
     recipe: GraphRecipe,
@@ -97,14 +107,11 @@ def _compile(
     hint: ChannelOutputType,
     deadline: Deadline,
 ) -> Any:
-    compiling = bounded.start(
-        lambda: session.ask(lambda: compile_graph(bound, members, recipe.settings, hub, hint)),
-        f"cgexec-compile-{recipe.graph_id[:8]}",
-    )
     try:
-        return bounded.wait(compiling, deadline.remaining_s(), f"compiling graph {recipe.name!r}")
+        return _compiled_by(
+            session, recipe, lambda: compile_graph(bound, members, recipe.settings, hub, hint), deadline
+        )
     except bounded.BoundExceededError as error:
-        compiling.add_done_callback(partial(_discard_late, session))
         losses = silent_or_dead(session, members, PROBE_AFTER_BOUND_S)
         for member in members:
             if isinstance(losses.get(member.info.host_id), GetTimeoutError):
@@ -119,13 +126,9 @@ def _compile(
         raise
     except Exception as error:
         if is_interruption(error):
-            compiling.add_done_callback(partial(_discard_late, session))
             raise
         # A death may show as an error of a task that Ray's compile has run in an actor.
         behind = error.cause if isinstance(error, RayTaskError) else error
         if classify(behind, Place.LOOP) is Verdict.PREEMPTED:
             raise HostsLostError(silent_or_dead(session, members, PROBE_AFTER_BOUND_S), error) from error
         raise GraphSpecError(f"Ray does not compile graph {recipe.name!r}: {told(error)}") from error
-    except BaseException:  # Ctrl-C, say
-        compiling.add_done_callback(partial(_discard_late, session))
-        raise

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayChannelError, RayTaskError
 
@@ -36,8 +36,6 @@ from cgexec.engine.protocol import (
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.steps import LoopEndedError, Step, Taken
 from cgexec.engine.values import encoded_inputs, output_of
-
-T = TypeVar("T")
 
 _NODE_ID = "local"
 _INLINE_PAUSE_S = 0.001  # while nothing can be done, until somebody else changes something

@@ -58,6 +58,7 @@ class InProcessBackend:
         """Undo what was begun: the leases are taken before there is an engine."""
         if engine is not None:
             engine.tear_down(0)
+            return
         with world:
             for member in members:
                 process = process_of(member.actor)

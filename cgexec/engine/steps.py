@@ -23,7 +23,7 @@ from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
 from cgexec.engine.protocol import OutputPort, Pulse
 from cgexec.exception_info import as_plain_exception
 from cgexec.isolation import Apart
-from cgexec.texts import class_name, text_of
+from cgexec.texts import class_name, told
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
@@ -117,7 +117,7 @@ class Step:
             raise error
         if not issubclass(type(error), Exception):
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-            raise LoopEndedError(f"{class_name(error)}: {text_of(error)}\n\n{text}")
+            raise LoopEndedError(f"{told(error)}\n\n{text}")
         return None, self.failure(cast("Exception", error), instance)
 
     def _unusable(self, error: Exception, instance: Any) -> Encoded:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +22,14 @@ from cgexec import GraphConfig, HostInfo
 from cgexec.core import GraphCore
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.driver_ends import SocketInput, SocketOutput, WireOutputs
+from cgexec.engine.frames import Encoded, Frame
 from cgexec.engine.protocol import GraphSpec, InputSpec, Member, OutputPort, OutputValue
 from cgexec.engine.ray_context import effective_settings
-from cgexec.engine.socket_edges import _FromWire, _SocketOutlet
+from cgexec.engine.socket_edges import FromWire, SocketOutlet
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Step
-from cgexec.engine.tasks import FramedTask
 from cgexec.engine.wire import Wire
+from cgexec.isolation import Apart
 
 ROUNDS, CALLS = 60, 1000
 SPEC = GraphSpec(InputSpec(1, frozenset()), (OutputPort(0, "echo"),), False)
@@ -75,15 +77,20 @@ def beside_the_engine() -> Callable[[], object]:
     return lambda: core.execute((b"x",), {}, None)
 
 
+class _EnoughError(Exception):
+    """As many executions as were wanted have been answered."""
+
+
 class Ends:
-    """The driver's engine and an actor's task, over a pair of sockets in one process."""
+    """The driver's engine and what an actor does, over a pair of sockets in one process."""
 
     def __init__(self) -> None:
         here, there = socket.socketpair()
         self.driver, self.actor = (Wire(end, 0, lambda _wire: None) for end in (here, there))
         self.engine = self._engine(self._hub(self.driver))
-        self.task = self._task(self._hub(self.actor))
-        self.instance = SimpleNamespace(echo=lambda message: message)
+        hub = self._hub(self.actor)
+        self.incoming, self.outlet = FromWire(hub, b""), SocketOutlet(hub, [self.actor], None)
+        self.step = Step(OutputPort(0, "echo"), 1, [None])
 
     @staticmethod
     def _hub(wire: Wire) -> Any:
@@ -94,9 +101,9 @@ class Ends:
 
     def _engine(self, hub: Any) -> CompiledEngine:
         engine = CompiledEngine.__new__(CompiledEngine)
-        engine.spec, engine.broken = SPEC, False
-        engine._num_sent = engine._num_collected = 0
-        engine._inputs = [SocketInput(None, _SocketOutlet(hub, [self.driver], None))]
+        engine.spec, engine.broken, engine._may_wait_to_send = SPEC, False, False
+        engine._num_sent, engine._num_collected, engine._apart = 0, 0, Apart()
+        engine._inputs = [SocketInput(None, SocketOutlet(hub, [self.driver], None))]
         engine._encoders = [(end.key, end.encode) for end in engine._inputs]
         edge: Any = SimpleNamespace(channel_id=b"")
         output = SocketOutput(edge, hub)
@@ -104,25 +111,44 @@ class Ends:
         engine._outputs, engine._over_wires = [output], WireOutputs([output], None, hub.spin)
         return engine
 
-    def _task(self, hub: Any) -> FramedTask:
-        task = FramedTask.__new__(FramedTask)
-        task._step = Step(OutputPort(0, "echo"), 1, [None])
-        task._readers, task._takes_inputs_alone = [_FromWire(hub, b"").next], True
-        task._outlets, task._is_remote = [_SocketOutlet(hub, [self.actor], None)], [True]
-        task._index, task.resolved_kwargs = 0, {}
-        task._failed = task._result = None
-        return task
+    def answer(self, count: int, between: Callable[[str], None]) -> None:
+        """Run so many executions; ``between`` is told of each part before it begins: send, act, collect."""
+        left = count
 
-    def send(self) -> None:
-        self.engine.send(self.engine.encode((b"x",), {}), 10.0)
+        def next_frame() -> Frame:
+            nonlocal left
+            if left == 0:
+                raise _EnoughError
+            left -= 1
+            between("send")
+            self.engine.send(self.engine.encode((b"x",), {}), 10.0)
+            between("act")
+            return self.incoming.next_frame()
 
-    def act(self) -> None:
-        self.task._take()
-        self.task._call(self.instance)
-        self.task._put(self.instance)
+        def put(encoded: Encoded, value: Any, execution: int) -> None:
+            self.outlet.put(encoded, value, execution)
+            between("collect")
+            self.engine.collect([None], 0.1)
+            between("")
 
-    def collect(self) -> None:
-        self.engine.collect([None], 0.1)
+        self.engine._num_sent = self.engine._num_collected = 0
+        with suppress(_EnoughError):
+            self.step.serve(SimpleNamespace(echo=lambda message: message), next_frame, put)
+
+    def microseconds(self, count: int) -> dict[str, float]:
+        """Return the CPU time of each part, for one execution of so many."""
+        taken = dict.fromkeys(("send", "act", "collect"), 0)
+        doing, since = "", 0
+
+        def between(part: str) -> None:
+            nonlocal doing, since
+            now = time.thread_time_ns()
+            if doing:
+                taken[doing] += now - since
+            doing, since = part, time.thread_time_ns()
+
+        self.answer(count, between)
+        return {part: spent / 1e3 / count for part, spent in taken.items()}
 
 
 def main() -> None:
@@ -137,36 +163,24 @@ def main() -> None:
         there.recv(1 << 16)
 
     def all_of_it() -> None:
-        ends.send()
-        ends.act()
-        ends.collect()
-
-    def without(part: Callable[[], None]) -> Callable[[], list[float]]:
-        """Return how long ``part`` takes of all that an execution does."""
-
-        def measured() -> list[float]:
-            taken = 0
-            for _ in range(options.calls):
-                for each in (ends.send, ends.act, ends.collect):
-                    started = time.thread_time_ns()
-                    each()
-                    taken += (time.thread_time_ns() - started) if each == part else 0
-            return [taken / 1e3 / options.calls]
-
-        return measured
+        ends.answer(options.calls, str)
 
     parts: dict[str, Callable[[], list[float]]] = {
         "beside the engine": lambda: microseconds(execute, options.calls),
-        "the driver serialises and sends": without(ends.send),
-        "the actor takes, calls and puts": without(ends.act),
-        "the driver collects": without(ends.collect),
-        "send, act and collect": lambda: microseconds(all_of_it, options.calls),
-        "of which the kernel's, each way": lambda: microseconds(one_way, options.calls),
+        "of send and act, the kernel's": lambda: microseconds(one_way, options.calls),
+        "send, act and collect": lambda: [sum(microseconds(all_of_it, 1)) / options.calls],
+    }
+    names = {
+        "send": "the driver serialises and sends",
+        "act": "the actor takes, calls and puts",
+        "collect": "the driver collects",
     }
     with harness.progress("hot path", options.rounds) as step:
         for _ in range(options.rounds):
             for name, part in parts.items():
                 found.setdefault(name, []).append(part())
+            for part_of_it, taken in ends.microseconds(options.calls).items():
+                found.setdefault(names[part_of_it], []).append([taken])
             step()
     best = {name: [min(turns)] for name, turns in found.items()}
     table = [row for name, turns in best.items() for row in harness.rows(name, "us", {"cgexec, socket": turns})]

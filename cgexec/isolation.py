@@ -61,11 +61,15 @@ def _run_each(passing: list[Any]) -> Generator[None, None, None]:
         try:
             passing.append((passing.pop()(), None))
         except BaseException as error:  # noqa: BLE001 - handed back
-            tb = _traceback_of(error)
-            _set_traceback(error, tb and tb.tb_next)
-            del tb
-            passing[:] = [(None, error)]
+            passing[:] = [(None, without_first_frame(error))]
         yield
+
+
+def without_first_frame(error: E) -> E:
+    """Return ``error`` with a traceback that begins where the frame which caught it had called."""
+    tb = _traceback_of(error)
+    _set_traceback(error, tb and tb.tb_next)
+    return error
 
 
 def copy_of(error: E) -> E:

@@ -69,7 +69,7 @@ from cgexec.engine.protocol import (
 from cgexec.engine.session import Session
 from cgexec.engine.steps import Taken
 from cgexec.engine.values import encoded_inputs, output_of
-from cgexec.isolation import bare
+from cgexec.isolation import Apart, bare
 from cgexec.log import logger
 from cgexec.settings import Settings
 
@@ -105,6 +105,8 @@ class CompiledEngine(EngineOverRay):
         self._outputs: list[OutputEnd] = []
         self._over_wires: WireOutputs | None = None  # if all outputs come so
         self._may_wait_to_send = True
+        self._apart = Apart()
+        self._apart = Apart()
         self._num_sent = 0
         self._num_collected = 0
         self.capacity = 1
@@ -161,9 +163,8 @@ class CompiledEngine(EngineOverRay):
             losses = tuple((host_id, reply) for host_id, reply in replies.items() if isinstance(reply, Exception))
             missing = obstacles_among(replies) or self._hub.missing_after(0, deadline)
             if not missing and self._all_over_wires():
-                self._over_wires = WireOutputs(
-                    cast("Sequence[SocketOutput]", self._outputs), self._hub.alarm, self._hub.spin
-                )
+                ends = cast("Sequence[SocketOutput]", self._outputs)
+                self._over_wires = WireOutputs(ends, self._hub.alarm, self._hub.spin)
         except RayChannelError as error:
             missing, losses = str(error), ()
         self._settled_in = not missing
@@ -224,14 +225,20 @@ class CompiledEngine(EngineOverRay):
         waiting = [end for end in self._outputs if outputs[end.places[0]] is None]
         left_s, ends_at = timeout_s, time.monotonic() + timeout_s
         while waiting:
-            found, error = self._read(waiting, left_s)
+            if self._over_wires is not None:
+                found, error = self._over_wires.read(waiting, left_s)
+            else:
+                found, error = read_in_turn(waiting, Deadline.after(left_s), self._read_slice_s)
             failed = False
             for end, taken in found:
-                output = self._output(taken, self.spec.outputs[end.places[0]])
+                port = self.spec.outputs[end.places[0]]
+                if taken.execution not in (self._num_collected, ANY_EXECUTION):
+                    raise self._misplaced(taken, port)
+                output = output_of(taken, port, self._apart)
                 for place in end.places:
                     outputs[place] = output
                 waiting.remove(end)
-                failed = failed or isinstance(output, OutputError)
+                failed = failed or type(output) is OutputError
             if error is not None:
                 self.broken = True
                 raise EngineBrokenError(bare(error))
@@ -241,24 +248,11 @@ class CompiledEngine(EngineOverRay):
                     return
         self._num_collected += 1
 
-    def _read(
-        self, waiting: Sequence[OutputEnd], timeout_s: float
-    ) -> tuple[Sequence[tuple[OutputEnd, Taken]], RayChannelError | None]:
-        if self._over_wires is not None:
-            return self._over_wires.read(cast("Sequence[SocketOutput]", waiting), timeout_s)
-        return read_in_turn(waiting, Deadline.after(timeout_s), self._read_slice_s)
-
-    def _output(self, taken: Taken, port: OutputPort) -> Output:
-        """Return what was taken from an output channel as a value or as an error.
-
-        Raises:
-            EngineBrokenError: it belongs to another execution than the one that is due.
-        """
-        if taken.execution not in (self._num_collected, ANY_EXECUTION):
-            self.broken = self.condemned = True
-            what = f"execution {self._num_collected} of this generation met what belongs to {taken.execution}"
-            raise EngineBrokenError(RayChannelError(f"{what}, from {port.method}() of host {port.host_id}"))
-        return output_of(taken, port)
+    def _misplaced(self, taken: Taken, port: OutputPort) -> EngineBrokenError:
+        """Give up a generation that answers with what belongs to another execution than the one that is due."""
+        self.broken = self.condemned = True
+        what = f"execution {self._num_collected} of this generation met what belongs to {taken.execution}"
+        return EngineBrokenError(RayChannelError(f"{what}, from {port.method}() of host {port.host_id}"))
 
     def why_broken(self, seen: Exception, timeout_s: float) -> Break:
         """Return what the loops ended with, as soon as one of them ended with an error.
@@ -287,12 +281,8 @@ class CompiledEngine(EngineOverRay):
         with suppress(SessionOverError):
             self._session.leave(partial(let_go, self._compiled, clean_up_by.remaining_s()))
         self._end_groups(clean_up_by)
-        self._inputs, self._encoders, self._outputs, self._over_wires = (
-            [],
-            [],
-            [],
-            None,
-        )  # the last to hold their connections
+        self._inputs, self._encoders, self._outputs = [], [], []
+        self._over_wires = None  # the last to hold their connections
         self._release_all_but(stuck, clean_up_by)
         return {
             member.info.host_id: self._unreachable.get(member.info.host_id) or stuck_host(member) for member in stuck

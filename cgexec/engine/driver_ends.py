@@ -20,7 +20,7 @@ from cgexec.engine import payload
 from cgexec.engine.detach import detached
 from cgexec.engine.edges import Outlet
 from cgexec.engine.failures import encode_failures, from_ray
-from cgexec.engine.frames import Encoded
+from cgexec.engine.frames import Encoded, Frame, Kind
 from cgexec.engine.hub import Hub
 from cgexec.engine.ray_edges import RayEdge
 from cgexec.engine.socket_edges import SocketEdge
@@ -29,6 +29,7 @@ from cgexec.engine.steps import Taken
 from cgexec.engine.wire import Wire, WireClosedError
 
 _LONGEST_POLL_S = 60.0
+_ERROR = Kind.ERROR
 ANY_EXECUTION = -1  # the tag of what carries none
 
 
@@ -81,26 +82,25 @@ class SocketOutput:
 
     def __init__(self, edge: SocketEdge, hub: Hub) -> None:
         self.places: list[int] = []
-        self.arrived: deque[Taken] = deque()
+        self.arrived: deque[Frame] = deque()
         self.ended: RayChannelError | None = None  # why nothing comes behind what has arrived
         self._inlet = hub.inlet(edge.channel_id)
+        self._wire: Wire | None = None
         self._spin = hub.spin
 
     @property
     def wire(self) -> Wire:
         """The wire that the output comes over. Raises RayChannelError if it never came to be."""
-        if self._inlet.wire is None:
-            raise RayChannelError("Channel closed: the output was never connected")
-        return self._inlet.wire
+        if self._wire is None:
+            self._wire = self._inlet.wire
+            if self._wire is None:
+                raise RayChannelError("Channel closed: the output was never connected")
+        return self._wire
 
     def receive(self) -> None:
         """Take what the wire has received; does not wait."""
-        wire = self.wire
         try:
-            frame = wire.receive(block=False)
-            while frame is not None:
-                self.arrived.append(Taken.from_frame(frame))
-                frame = wire.buffered()
+            (self._wire or self.wire).receive_into(self.arrived)
         except WireClosedError as closed:
             self.ended = RayChannelError(f"Channel closed: {closed}")
 
@@ -123,41 +123,46 @@ class WireOutputs:
     """
 
     def __init__(self, outputs: Sequence[SocketOutput], alarm: int | None, spin: Spin) -> None:
-        self._spin = spin
         self._by_descriptor = {output.wire.fileno(): output for output in outputs if output.ended is None}
         self._poller = select.poll()
         for descriptor in self._by_descriptor:
             self._poller.register(descriptor, select.POLLIN)
         if alarm is not None:
             self._poller.register(alarm, select.POLLIN)
+        self._poll = spin.polling(self._poller)
 
-    def read(
-        self, waiting: Sequence[SocketOutput], timeout_s: float
-    ) -> tuple[list[tuple[SocketOutput, Taken]], RayChannelError | None]:
-        """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended."""
+    def read(self, waiting: Sequence[Any], timeout_s: float) -> tuple[list[tuple[Any, Taken]], RayChannelError | None]:
+        """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended.
+
+        ``waiting`` are some of the outputs, as they were given.
+        """
+        found = _taken_from(waiting)
+        if found:
+            return found, None
+        for output in waiting:
+            if output.ended is not None:
+                timeout_s = 0.0  # what has come from the others is taken still
+        for descriptor, _ in self._poll(math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
+            ready = self._by_descriptor.get(descriptor)
+            if ready is not None:  # else it is the alarm
+                ready.receive()
+                if ready.ended is not None:
+                    self._poller.unregister(descriptor)
         found = _taken_from(waiting)
         if not found:
-            if _end_among(waiting) is not None:
-                timeout_s = 0.0  # what has come from the others is taken still
-            for descriptor, _ in self._spin.poll(self._poller, math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
-                output = self._by_descriptor.get(descriptor)
-                if output is not None:  # else it is the alarm
-                    output.receive()
-                    if output.ended is not None:
-                        self._poller.unregister(descriptor)
-            found = _taken_from(waiting)
-        return found, None if found else _end_among(waiting)
+            for output in waiting:
+                if output.ended is not None:
+                    return found, output.ended
+        return found, None
 
 
 def _taken_from(outputs: Sequence[SocketOutput]) -> list[tuple[SocketOutput, Taken]]:
-    return [(output, output.arrived.popleft()) for output in outputs if output.arrived]
-
-
-def _end_among(outputs: Sequence[SocketOutput]) -> RayChannelError | None:
+    found = []
     for output in outputs:
-        if output.ended is not None:
-            return output.ended
-    return None
+        if output.arrived:
+            frame = output.arrived.popleft()
+            found.append((output, Taken(frame.execution, frame.payload if frame.kind is _ERROR else None, frame)))
+    return found
 
 
 class RayInput:

@@ -45,19 +45,19 @@ class Tap:
     """One process's reading end of an edge, shared by the tasks that read it. Each execution is taken from it once."""
 
     def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
+        self.incoming = incoming
         self._num_taken = 0
         self._last: Taken | None = None
         self._left = 0
 
     def reader(self, num_readers: int) -> Callable[[], Taken]:
         """Return what one of so many tasks calls for what comes next, waiting for it."""
-        return self._incoming.next if num_readers == 1 else map(self.take, count(), repeat(num_readers)).__next__
+        return self.incoming.next if num_readers == 1 else map(self.take, count(), repeat(num_readers)).__next__
 
     def take(self, index: int, num_readers: int) -> Taken:
         """Return what arrived ``index``-th, waiting for it; it is kept until ``num_readers`` tasks have taken it."""
         if index >= self._num_taken:
-            self._last, self._left = self._incoming.next(), num_readers
+            self._last, self._left = self.incoming.next(), num_readers
             self._num_taken += 1
         taken = self._last
         if taken is None:

@@ -19,11 +19,12 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 Bytes = bytes | memoryview
 
 HEADER = struct.Struct("<BBxxIIIQQQ8x")
+_HEADER_BYTES = HEADER.size
 ALIGNMENT = 64
 MOST_BUFFERS = 1 << 20
 MOST_BYTES = 1 << 40  # no frame is longer: beyond any machine's memory, below what overflows
@@ -49,8 +50,11 @@ _KINDS = {int(kind): kind for kind in Kind}
 _WITH_PAYLOAD = {int(kind): kind for kind in (Kind.VALUE, Kind.BYTES, Kind.ERROR)}
 
 
-@dataclass(slots=True)
-class Encoded:
+# Frames and what is in them are tuples, and made by ``made``: their class's own way runs a function of Python's.
+made = tuple.__new__
+
+
+class Encoded(NamedTuple):
     """A value ready to be sent: what is pickled, and the buffers that were left out of the pickle."""
 
     kind: Kind
@@ -76,8 +80,7 @@ class Header:
     region_bytes: int
 
 
-@dataclass(slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame as it arrived."""
 
     kind: Kind
@@ -104,20 +107,21 @@ def offsets(start: int, lengths: Sequence[int]) -> list[int]:
 
 def pack(encoded: Encoded, generation: int, execution: int, segment: int = 0, new_segment: bool = False) -> list[Bytes]:
     """Return the pieces of a frame, in order. With a ``segment`` the buffers are left out: they are in there."""
-    payload = encoded.payload
-    lengths = [buffer.nbytes for buffer in encoded.buffers]
-    if not lengths:
-        head = HEADER.pack(encoded.kind, 0, generation, 0, segment, execution, len(payload), len(payload))
-        return [head + payload] if len(payload) < _JOINED_BYTES else [head, payload]
+    kind, payload, buffers = encoded
+    if not buffers:
+        size = len(payload)
+        head = HEADER.pack(kind, 0, generation, 0, segment, execution, size, size)
+        return [head + payload] if size < _JOINED_BYTES else [head, payload]
+    lengths = [buffer.nbytes for buffer in buffers]
     table = struct.pack(f"<{len(lengths)}Q", *lengths)
     pieces: list[Bytes] = [table, payload]
     end = len(table) + len(payload)
     if not segment:
-        for buffer, offset in zip(encoded.buffers, offsets(end, lengths), strict=True):
+        for buffer, offset in zip(buffers, offsets(end, lengths), strict=True):
             pieces += [_PADDING[: offset - end], buffer]
             end = offset + buffer.nbytes
     flags = _NEW_SEGMENT if new_segment else 0
-    head = HEADER.pack(encoded.kind, flags, generation, len(lengths), segment, execution, len(payload), end)
+    head = HEADER.pack(kind, flags, generation, len(lengths), segment, execution, len(payload), end)
     return _joined([head, *pieces])
 
 
@@ -158,15 +162,15 @@ def unpack_plain(data: bytes) -> Frame | None:
 
     As ``unpack_header`` and ``unpack_region`` together, in half the time.
     """
-    if len(data) < HEADER.size:
+    if len(data) < _HEADER_BYTES:
         return None
     kind, flags, generation, num_buffers, segment, execution, payload_bytes, region_bytes = HEADER.unpack_from(data)
     known = _WITH_PAYLOAD.get(kind)
     if known is None or flags or num_buffers or segment:
         return None
-    if payload_bytes != region_bytes or region_bytes != len(data) - HEADER.size:
+    if payload_bytes != region_bytes or region_bytes != len(data) - _HEADER_BYTES:
         return None
-    return Frame(known, generation, execution, data[HEADER.size :])
+    return made(Frame, (known, generation, execution, data[_HEADER_BYTES:], ()))
 
 
 def unpack_region(header: Header, region: memoryview, shared: memoryview | None = None) -> Frame:

@@ -208,6 +208,11 @@ class Hub:
             self._tasks_started += 1
             self._lock.notify_all()
 
+    @property
+    def num_tasks_started(self) -> int:
+        """How many tasks of the actor's loop have opened their channels."""
+        return self._tasks_started
+
     def missing_after(self, num_tasks: int, deadline: Deadline) -> str:
         """Wait until so many tasks have started and every inlet is connected; then take no more connections.
 

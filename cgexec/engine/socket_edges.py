@@ -13,7 +13,7 @@ from ray.experimental.channel.common import ChannelOutputType
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.edges import Edge, Incoming, Outlet, Queue, actor_name
-from cgexec.engine.frames import Encoded, pack
+from cgexec.engine.frames import Encoded, Frame, pack
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.segments import Segment
@@ -23,7 +23,7 @@ from cgexec.engine.wire import Wire, WireClosedError
 CONNECT_S = 30.0  # for one edge: its reader listens before its writer is told of it
 
 
-class _FromWire:
+class FromWire:
     """Frames from the process at the other end of a wire."""
 
     def __init__(self, hub: Hub, channel_id: bytes) -> None:
@@ -33,18 +33,23 @@ class _FromWire:
         self._poller = select.poll()
 
     def next(self) -> Taken:
+        return Taken.from_frame(self.next_frame())
+
+    def next_frame(self) -> Frame:
+        """Wait for the next frame. Raises RayChannelError when the graph has ended."""
         wire = self._wire or self._connected()
         try:
-            frame = wire.buffered()
-            if frame is None:
-                if self._spin.may_pay:
-                    self._spin.poll(self._poller, None)
-                frame = wire.receive(block=True)
+            if self._spin.may_pay:
+                frame = wire.buffered()
+                if frame is not None:
+                    return frame
+                self._spin.poll(self._poller, None)
+            frame = wire.receive(block=True)
         except WireClosedError as error:
             raise RayChannelError(f"Channel closed: {error}") from error
         if frame is None:
             raise RayChannelError("Channel closed: nothing came")
-        return Taken.from_frame(frame)
+        return frame
 
     def _connected(self) -> Wire:
         self._inlet.connected.wait()
@@ -55,13 +60,15 @@ class _FromWire:
         return wire
 
 
-class _SocketOutlet:
+class SocketOutlet:
     """A wire to each process that reads the edge, and the queue of those that read it here."""
 
     def __init__(self, hub: Hub, wires: Sequence[Wire], queue: Queue | None) -> None:
         self._hub = hub
+        self._generation = hub.key.generation
         self._wires = wires
         self._queue = queue
+        self.has_local = queue is not None
         self._any_near = any(wire.passes_descriptors for wire in wires)
 
     def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
@@ -72,7 +79,7 @@ class _SocketOutlet:
         try:
             segment = self._share(encoded) if encoded.buffers and self._any_near else None
             if segment is None:
-                pieces = pack(encoded, self._hub.key.generation, execution)
+                pieces = pack(encoded, self._generation, execution)
                 for wire in self._wires:
                     wire.send_packed(pieces)
                 return
@@ -119,10 +126,10 @@ class SocketEdge(Edge):
     def _outlet(self, hub: Hub, queue: Queue | None) -> Outlet:
         deadline = Deadline.after(CONNECT_S)
         wires = [hub.connect_edge(self.channel_id, address, deadline) for address in self._addresses]
-        return _SocketOutlet(hub, wires, queue)
+        return SocketOutlet(hub, wires, queue)
 
     def _incoming(self, hub: Hub) -> Incoming:
-        return _FromWire(hub, self.channel_id)
+        return FromWire(hub, self.channel_id)
 
 
 class SocketHint(ChannelOutputType):

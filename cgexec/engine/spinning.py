@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
+from functools import partial
 
 SPIN_S = 100e-6
 MOST_SKIPPED = 1024
@@ -24,6 +26,10 @@ class Spin:
         self.may_pay = num_processes <= len(os.sched_getaffinity(0))
         self._to_skip = 0
         self._skips = 1
+
+    def polling(self, poller: select.poll) -> Callable[[int | None], list[tuple[int, int]]]:
+        """Return what to call for ``poller.poll``."""
+        return partial(self.poll, poller) if self.may_pay else poller.poll
 
     def poll(self, poller: select.poll, timeout_ms: int | None) -> list[tuple[int, int]]:
         """Return what ``poller.poll(timeout_ms)`` returns, as soon as there is something."""

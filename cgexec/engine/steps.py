@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from itertools import count
 from operator import methodcaller
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from cgexec.engine import payload
 from cgexec.engine.failures import capture, encode_failures, merged
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
 from cgexec.engine.protocol import OutputPort, Pulse
 from cgexec.exception_info import as_plain_exception
-from cgexec.isolation import Apart
+from cgexec.isolation import Apart, without_first_frame
 from cgexec.texts import class_name, told
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
 _ERROR = Kind.ERROR
+_LOADING, _CALLING, _SERIALISING = "loading", "calling", "serialising"
 
 
 class _MixedInputsError(Exception):
@@ -65,6 +67,10 @@ class LoopEndedError(Exception):
     """A method raised what is no Exception, and no SystemExit: the actor leaves the graph. Its text tells."""
 
 
+def _no_arguments(_values: list[Any]) -> Arguments:
+    raise AssertionError("nothing is called for an error, or another execution")
+
+
 def _values(taken: Sequence[Taken]) -> list[Any]:
     return [each.value() for each in taken]
 
@@ -74,7 +80,7 @@ class Step:
 
     def __init__(self, origin: OutputPort, num_returns: int, parts: Sequence[Any]) -> None:
         self.origin = origin
-        self._num_returns = num_returns
+        self.num_returns = num_returns
         self._parts = parts
         self._apart = Apart()
         self._begun_at: float | None = None  # in the method
@@ -111,14 +117,73 @@ class Step:
         # With no frame of ours in between, which the exception would hold.
         result, error = self._apart(partial(methodcaller(self.origin.method, *args, **kwargs), instance))
         self._begun_at = None
-        if error is None:
-            return result, None
+        return (result, None) if error is None else (None, self._raised(error, instance))
+
+    def serve(
+        self, instance: Any, next_frame: Callable[[], Frame], put: Callable[[Encoded, Any, int], None]
+    ) -> NoReturn:
+        """Answer frame after frame, each of one execution, until ``next_frame`` or ``put`` raises.
+
+        For a step with one input, which is all that its method is given, and one result, which goes out whole. As
+        ``call`` and ``put`` for each; but a process that has just been woken has little of what it runs in its caches,
+        and what counts then is how much of it there is.
+
+        Raises whatever those two raise, and as ``call``.
+        """
+        passing: list[Any] = []
+        answer = self._answers(instance, passing).__next__
+        for due in count():
+            frame = next_frame()
+            execution = frame.execution
+            if execution != due or frame.kind is _ERROR:
+                _, failed = self.call(instance, [Taken.from_frame(frame)], due, _no_arguments)
+                put(cast("Encoded", failed), None, execution)
+                continue
+            passing.append(frame)
+            del frame
+            answer()
+            answered = passing.pop()
+            put(answered if type(answered) is Encoded else self._instead(answered, instance), None, execution)
+            del answered
+        raise AssertionError
+
+    def _answers(self, instance: Any, passing: list[Any]) -> Generator[None, None, None]:
+        """For each frame that is in ``passing``, leave there what to send, or what was raised, where, and the result.
+
+        A generator, so that what is raised holds on to nothing of ours (``isolation``).
+        """
+        method = self.origin.method
+        while True:
+            doing, value, result = _LOADING, None, None
+            try:
+                value = payload.decode(passing.pop())
+                doing, self._begun_at = _CALLING, time.monotonic()
+                result = getattr(instance, method)(value)
+                doing, self._begun_at = _SERIALISING, None
+                passing.append(payload.encode(result))
+            except BaseException as error:  # noqa: BLE001 - handed back
+                self._begun_at = None
+                passing.append((without_first_frame(error), doing, result))
+            del value, result
+            yield
+
+    def _instead(self, raised: tuple[BaseException, str, Any], instance: Any) -> Encoded:
+        """Return the error frame for what was raised, doing what, with which result. Raises as ``call``."""
+        error, doing, result = raised
+        if doing is _LOADING:
+            return self._unusable(as_plain_exception(error), instance)
+        if doing is _CALLING:
+            return self._raised(error, instance)
+        return self._unsendable(error, result, instance)
+
+    def _raised(self, error: BaseException, instance: Any) -> Encoded:
+        """Return the error frame for what the method raised. Raises as ``call``."""
         if issubclass(type(error), SystemExit):  # isinstance() would ask the error what it says its class is
             raise error
         if not issubclass(type(error), Exception):
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             raise LoopEndedError(f"{told(error)}\n\n{text}")
-        return None, self.failure(cast("Exception", error), instance)
+        return self.failure(cast("Exception", error), instance)
 
     def _unusable(self, error: Exception, instance: Any) -> Encoded:
         return self.failure(error, instance, f"what {self.name} was to be given cannot be used")
@@ -134,12 +199,15 @@ class Step:
             ready, error = self._apart(partial(self._ready, result, is_remote))
             if error is None:
                 return ready or []
-            what = f"what {self.name} returned, a {class_name(result)}, cannot be sent"
-            failed = self.failure(as_plain_exception(error), instance, what)
+            failed = self._unsendable(error, result, instance)
         return [(failed, None)] * len(is_remote)
 
+    def _unsendable(self, error: BaseException, result: Any, instance: Any) -> Encoded:
+        what = f"what {self.name} returned, a {class_name(result)}, cannot be sent"
+        return self.failure(as_plain_exception(error), instance, what)
+
     def _ready(self, result: Any, is_remote: Sequence[bool]) -> list[tuple[Encoded | None, Any]]:
-        if self._num_returns == 1:
+        if self.num_returns == 1:
             encoded = payload.encode(result) if True in is_remote else None
             return [(encoded if remote else None, result) for remote in is_remote]
         return [
@@ -148,9 +216,9 @@ class Step:
         ]
 
     def _parts_of(self, result: Any) -> list[Any]:
-        if not isinstance(result, (tuple, list)) or len(result) != self._num_returns:
+        if not isinstance(result, (tuple, list)) or len(result) != self.num_returns:
             found = f"{len(result)} values" if isinstance(result, (tuple, list)) else "one value"
-            raise _WrongNumberError(f"{self._num_returns} values were expected, and {found} came")
+            raise _WrongNumberError(f"{self.num_returns} values were expected, and {found} came")
         return [result[index] for index in self._parts]
 
     @property

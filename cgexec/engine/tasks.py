@@ -18,9 +18,9 @@ Private names used here: ``ExecutableTask`` and its attributes (``input_channels
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.dag import CollectiveOutputNode, compiled_dag_node
 from ray.dag.compiled_dag_node import ExecutableTask
@@ -34,6 +34,7 @@ from cgexec.engine.frames import Encoded
 from cgexec.engine.graph_spec import actor_of
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.protocol import OutputPort
+from cgexec.engine.socket_edges import FromWire, SocketEdge, SocketOutlet
 from cgexec.engine.stand_in import StandIn
 from cgexec.engine.steps import Arguments, Step, Taken
 
@@ -70,6 +71,24 @@ def _reader(channel: Any, hub: Hub) -> Callable[[], Taken]:
     channel.ensure_registered_as_reader()
     hub.close_with(channel.close)
     return _Foreign(channel).next
+
+
+class _Lone(NamedTuple):
+    """What a task needs that may be the only one of its actor: one input, one result, over wires."""
+
+    hub: Hub
+    incoming: FromWire
+    outlet: SocketOutlet
+
+    @classmethod
+    def found(cls, hub: Hub, channels: Sequence[Any], outlets: Sequence[Outlet]) -> _Lone | None:
+        """Return it if there is one channel in and one out, which nobody here reads."""
+        if not (len(channels) == len(outlets) == 1 and isinstance(channels[0], SocketEdge)):
+            return None
+        incoming, outlet = channels[0].open_reader(hub).incoming, outlets[0]
+        if isinstance(incoming, FromWire) and isinstance(outlet, SocketOutlet) and not outlet.has_local:
+            return cls(hub, incoming, outlet)
+        return None
 
 
 class _OurTask(ExecutableTask):
@@ -117,6 +136,7 @@ class FramedTask(_OurTask):
         self._is_remote: list[bool] = []  # whether another process reads each of them
         self._readers: list[Callable[[], Taken]] = []
         self._takes_inputs_alone = False  # as its arguments, in their order: there are no constants among them
+        self._lone: _Lone | None = None
         self._index = 0
         self._taken: list[Taken] = []
         self._execution = 0
@@ -134,6 +154,8 @@ class FramedTask(_OurTask):
         self._readers = [_reader(channel, hub) for channel in self.input_channels]
         marks = [object() for _ in self._readers]
         self._takes_inputs_alone = [task_input.resolve(marks) for task_input in self.task_inputs] == marks
+        if self._takes_inputs_alone and not self.resolved_kwargs and self._step.num_returns == 1:
+            self._lone = _Lone.found(hub, self.input_channels, self._outlets)
         hub.task_started(self._step)
 
     def cancel(self) -> None:
@@ -147,11 +169,21 @@ class FramedTask(_OurTask):
     ) -> bool:
         """Do one step of one execution. Returns True when the graph has ended: Ray then leaves the loop."""
         if op_type is _READ:
+            lone, self._lone = self._lone, None
+            if lone is not None and lone.hub.num_tasks_started == 1:
+                return self._serve(class_handle, lone)
             return self._take()
         if op_type is _COMPUTE:
             self._call(class_handle)
             return False
         return self._put(class_handle)
+
+    def _serve(self, instance: Any, lone: _Lone) -> bool:
+        """Do all three, for one execution after the other, until the graph has ended; returns True."""
+        try:
+            self._step.serve(instance, lone.incoming.next_frame, lone.outlet.put)
+        except RayChannelError:
+            return True
 
     def _take(self) -> bool:
         try:

@@ -13,7 +13,7 @@ from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, O
 from cgexec.engine.steps import Taken
 from cgexec.exception_info import as_plain_exception
 from cgexec.interruption import is_interruption
-from cgexec.isolation import apart
+from cgexec.isolation import Outcome, apart
 from cgexec.texts import told
 
 T = TypeVar("T")
@@ -64,15 +64,15 @@ def _ready(key: Key, encode: Callable[[Any], T], value: Any) -> T:
     raise TypeError(f"{name} cannot be serialised: {told(error)}") from error
 
 
-def output_of(taken: Taken, port: OutputPort) -> Output:
-    """Return what was taken from the output ``port`` as a value or as an error."""
+def output_of(taken: Taken, port: OutputPort, run: Callable[[Callable[[], Any]], Outcome[Any]] = apart) -> Output:
+    """Return what was taken from the output ``port`` as a value or as an error. ``run``: an ``Apart``."""
     if taken.failures is not None:
         first, *others = [
             OutputError(as_exception(failure), *((o.host_id, o.method) if (o := failure.origin) else (None, None)))
             for failure in decode_failures(taken.failures)
         ]
         return OutputError(first.error, first.host_id, first.method, tuple(others))
-    value, raised = apart(taken.value)
+    value, raised = run(taken.value)
     if raised is None:
         return OutputValue(value)
     if is_interruption(raised):

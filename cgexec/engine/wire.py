@@ -45,7 +45,7 @@ _DONT_WAIT = int(socket.MSG_DONTWAIT)
 _NOT_NOW = _DONT_WAIT | int(socket.MSG_NOSIGNAL)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _RELEASE = struct.Struct("<I")
-_ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
+_ANCILLARY_BYTES = 4 * socket.CMSG_SPACE(array.array("i").itemsize)
 
 
 class WireClosedError(Exception):
@@ -128,25 +128,35 @@ class Wire:
         segment.holders += 1
         self._announced.add(segment.number)
         pieces = pack(encoded, self._generation, execution, segment.number, new)
-        self._send(pieces, segment.descriptor if new else None)
-
-    def send_packed(self, pieces: Sequence[Bytes]) -> None:
-        """Send a frame of this generation, as ``pack`` made it; does not wait. Raises as ``send``."""
-        self._send(pieces)
+        self.send_packed(pieces, segment.descriptor if new else None)
 
     def forget(self, number: int) -> None:
         """Tell the other end that a segment is not used any more."""
         if number in self._announced:
             self._announced.discard(number)
-            self._send(pack(Encoded(Kind.FORGET, b""), self._generation, 0, number))
+            self.send_packed(pack(Encoded(Kind.FORGET, b""), self._generation, 0, number))
 
-    def _send(self, pieces: Sequence[Bytes], descriptor: int | None = None) -> None:
+    def send_packed(self, pieces: Sequence[Bytes], descriptor: int | None = None) -> None:
+        """Send a frame of this generation, as ``pack`` made it; does not wait. Raises as ``send``.
+
+        ``descriptor`` goes with its first byte.
+        """
         with self._sending:
             if self._shut:
                 raise WireClosedError("the connection was closed")
-            sent = 0 if self._unsent else self._try(pieces, descriptor)
-            if len(pieces) == 1 and sent == len(pieces[0]):
-                return
+            sent = 0
+            if not self._unsent:
+                if len(pieces) == 1 and descriptor is None:  # as a rule
+                    try:
+                        sent = self.sock.send(pieces[0], _NOT_NOW)
+                    except BlockingIOError:
+                        pass
+                    except OSError as error:
+                        raise WireClosedError(str(error)) from error
+                    if sent == len(pieces[0]):
+                        return
+                else:
+                    sent = self._try(pieces, descriptor)
             left = _behind(pieces, sent)
             if not left:
                 return
@@ -161,8 +171,6 @@ class Wire:
         """Send what the socket takes now; return how many bytes that was."""
         total = 0
         try:
-            if len(pieces) == 1 and descriptor is None:
-                return self.sock.send(pieces[0], _NOT_NOW)
             while left := _behind(pieces, total):
                 total += self.sock.sendmsg(left[:_MOST_PIECES], _rights(descriptor), _NOT_NOW)
                 descriptor = None
@@ -236,6 +244,13 @@ class Wire:
                 raise WireClosedError("the other end has gone")
             self._data = data
         return self._received(flags)
+
+    def receive_into(self, arrived: deque[Frame]) -> None:
+        """Append every frame that has arrived whole; does not wait. Raises as ``receive``, when those are appended."""
+        frame = self.receive(block=False)
+        while frame is not None:
+            arrived.append(frame)
+            frame = self._received(None) if self._data or self._header is not None or self._no_frame else None
 
     def _none(self, error: Exception) -> WireClosedError:
         """End the wire: what has been received is no frame, and nothing behind it can be believed."""
@@ -325,7 +340,12 @@ class Wire:
     def _receive_chunk(self, flags: int) -> bytes:
         if not self.passes_descriptors:
             return self.sock.recv(_CHUNK_BYTES, flags)
-        data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, 4 * _ONE_DESCRIPTOR, flags | _CLOSE_ON_EXEC)
+        data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, _ANCILLARY_BYTES, flags | _CLOSE_ON_EXEC)
+        if ancillary:
+            self._take_descriptors(ancillary)
+        return data
+
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 received = array.array("i")
@@ -333,7 +353,6 @@ class Wire:
                 self._descriptors.extend(received)
         if len(self._descriptors) > _MOST_DESCRIPTORS:
             raise FrameError(f"{len(self._descriptors)} descriptors came with frames that name no segment")
-        return data
 
 
 def _rights(descriptor: int | None) -> list[tuple[int, int, array.array[int]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -478,6 +479,48 @@ def test_a_task_opens_its_channels_in_the_hub_of_its_graph_as_the_loop_starts(si
     assert task.exec_operation(made.instance, READ)
     assert made.instance.calls == [("value",)]
     task.cancel()
+
+
+def wired_task(hub: Hub, writer: Hub, reader: Hub, name: bytes) -> FramedTask:
+    """Return a task of ``hub``'s actor that takes from ``writer`` and puts where ``reader`` reads, over wires."""
+    task = real_task(hub, reader)
+    task.input_channels = [SocketEdge(hub.key, name.ljust(16), writer.identity, False, (hub.address,))]
+    task.output_channels[0].channel_id = task._outgoing[0].channel_id = (name + b"out").ljust(16)
+    return task
+
+
+def test_a_task_that_is_alone_in_its_actor_answers_until_the_graph_ends(site: Site) -> None:
+    hub, driver = site.hub(FIRST), site.hub(SECOND)
+    task = wired_task(hub, driver, driver, b"one")
+    instance, ended = Worker(), Future[bool]()
+    task.prepare()
+    loop = threading.Thread(target=lambda: ended.set_result(task.exec_operation(instance, READ)))
+    loop.start()
+    outlet = task.input_channels[0].open_writer(driver)
+    for execution in range(3):
+        outlet.put(payload.encode(("value", execution)), None, execution)
+        taken = task.output_channels[0].open_reader(driver).take(execution, 1)
+        assert (taken.execution, taken.value()) == (execution, ("value", execution))
+    assert len(instance.calls) == 3
+    hub.shut()
+    assert ended.result(LONG_S)
+    loop.join(LONG_S)
+
+
+def test_tasks_of_one_actor_do_one_operation_at_a_time(site: Site) -> None:
+    hub, driver = site.hub(FIRST), site.hub(SECOND)
+    tasks = [wired_task(hub, driver, driver, name) for name in (b"one", b"two")]
+    for task in tasks:
+        task.prepare()
+    for place, task in enumerate(tasks):
+        task.input_channels[0].open_writer(driver).put(payload.encode(place), None, 0)
+        instance = Worker()
+        assert not task.exec_operation(instance, READ)
+        assert instance.calls == []
+        task.exec_operation(instance, COMPUTE)
+        assert instance.calls == [(place,)]
+        assert not task.exec_operation(instance, WRITE)
+        assert task.output_channels[0].open_reader(driver).take(0, 1).value() == place
 
 
 def test_a_task_of_a_graph_that_has_ended_in_its_process_does_not_start(site: Site) -> None:

@@ -8,9 +8,9 @@ in a value of a million buffers and more, which travels as a pickle alone.)
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pickle import PickleBuffer, dumps, loads
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from ray import cloudpickle
@@ -24,7 +24,7 @@ LARGE_BYTES = 1 << 17  # from here on a buffer goes through shared memory where 
 
 # Types that run no code of anybody's as they are serialised: pickle does with them as cloudpickle, ten times as fast.
 _SCALARS = frozenset({str, int, float, complex, bool, type(None)})
-PLAIN = _SCALARS | {bytes}
+_PLAIN = _SCALARS | {bytes}
 _MOST_PLAIN = 64  # items of a container that are worth a look at each
 
 
@@ -33,20 +33,26 @@ def encode(value: Any) -> Encoded:
 
     Raises whatever the value's own ``__reduce__`` raises, and TypeError or PicklingError for what has none.
     """
+    return encode_plain(value) or (value if type(value) is Encoded else _encoded(value, cloudpickle.dumps))
+
+
+def encode_plain(value: Any) -> Encoded | None:
+    """Do as ``encode``, if nothing that belongs to the value has to be run for it; else return None."""
     kind = type(value)
     if kind is bytes:
         if len(value) < LARGE_BYTES:
             return made(Encoded, (_BYTES, value, ()))
-        return Encoded(Kind.BYTES, b"", (memoryview(value),))
+        return Encoded(_BYTES, b"", (memoryview(value),))
     if kind in _SCALARS:
         return made(Encoded, (_VALUE, dumps(value, 5), ()))
-    if kind is Encoded:
-        return cast("Encoded", value)
+    return _encoded(value, dumps) if _is_plain(value) else None
+
+
+def _encoded(value: Any, serialise: Callable[..., bytes]) -> Encoded:
     buffers: list[PickleBuffer] = []
-    serialise = dumps if _is_plain(value) else cloudpickle.dumps
     payload = serialise(value, protocol=5, buffer_callback=buffers.append)
     if len(buffers) > MOST_BUFFERS:
-        return Encoded(Kind.VALUE, cloudpickle.dumps(value, protocol=5))
+        return Encoded(_VALUE, cloudpickle.dumps(value, protocol=5))
     return made(Encoded, (_VALUE, payload, [buffer.raw() for buffer in buffers] if buffers else ()))
 
 
@@ -54,14 +60,14 @@ def _is_plain(value: Any) -> bool:
     """Return whether a value is an array of numbers, or a short container of nothing but plain values and such."""
     kind = type(value)
     if kind is dict:
-        return len(value) <= _MOST_PLAIN and PLAIN.issuperset(map(type, value)) and _are_plain(value.values())
+        return len(value) <= _MOST_PLAIN and _PLAIN.issuperset(map(type, value)) and _are_plain(value.values())
     if kind is list or kind is tuple:
         return len(value) <= _MOST_PLAIN and _are_plain(value)
     return _is_numbers(value)
 
 
 def _are_plain(values: Collection[Any]) -> bool:
-    return PLAIN.issuperset(map(type, values)) or all(type(each) in PLAIN or _is_numbers(each) for each in values)
+    return _PLAIN.issuperset(map(type, values)) or all(type(each) in _PLAIN or _is_numbers(each) for each in values)
 
 
 def _is_numbers(value: Any) -> bool:

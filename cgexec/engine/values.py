@@ -33,7 +33,8 @@ def encoded_inputs(
     encoded = []
     for key, encode in ends:
         value = args[key or 0] if key is None or isinstance(key, int) else kwargs[key]
-        encoded.append(_ready(key, encode, value))
+        plain = payload.encode_plain(value) if encode is payload.encode else None
+        encoded.append(plain or _ready(key, encode, value))
     return encoded
 
 
@@ -53,8 +54,6 @@ def _kept(key: Key, value: Any) -> Encoded:
 
 
 def _ready(key: Key, encode: Callable[[Any], T], value: Any) -> T:
-    if encode is payload.encode and type(value) in payload.PLAIN:
-        return encode(value)
     ready, error = apart(partial(encode, value))
     if error is None:
         return cast("T", ready)

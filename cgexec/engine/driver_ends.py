@@ -29,6 +29,7 @@ from cgexec.engine.steps import Taken
 from cgexec.engine.wire import Wire, WireClosedError
 
 _LONGEST_POLL_S = 60.0
+_FOR_THE_LAST_MS = 1
 _ERROR = Kind.ERROR
 ANY_EXECUTION = -1  # the tag of what carries none
 
@@ -130,6 +131,11 @@ class WireOutputs:
         if alarm is not None:
             self._poller.register(alarm, select.POLLIN)
         self._poll = spin.polling(self._poller)
+        # Where they come at about the same time, as a rule the last one last: one wake-up, and not one for each.
+        last = select.poll()
+        for descriptor in (outputs[-1].wire.fileno(), *([] if alarm is None else [alarm])):
+            last.register(descriptor, select.POLLIN)
+        self._num_outputs, self._poll_last = len(outputs), spin.polling(last)
 
     def read(self, waiting: Sequence[Any], timeout_s: float) -> tuple[list[tuple[Any, Taken]], RayChannelError | None]:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended.
@@ -142,7 +148,10 @@ class WireOutputs:
         for output in waiting:
             if output.ended is not None:
                 timeout_s = 0.0  # what has come from the others is taken still
-        for descriptor, _ in self._poll(math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)):
+        timeout_ms = math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)
+        if timeout_ms > 0 and len(waiting) == self._num_outputs > 1 and self._poll_last(_FOR_THE_LAST_MS):
+            timeout_ms = 0
+        for descriptor, _ in self._poll(timeout_ms):
             ready = self._by_descriptor.get(descriptor)
             if ready is not None:  # else it is the alarm
                 ready.receive()

@@ -4,8 +4,8 @@
 
 CPU time of each part by itself, on one thread and with nobody to wait for: what the driver does beside the engine, what
 it writes, what it reads, and what an actor does. Not among it is what the kernel takes to wake a process that sleeps,
-which happens twice for one actor, unless both spin. The shortest of many batches counts: it is the one that nothing
-else has disturbed. The parts are put together here from the inside of cgexec: where that changes, so must this.
+and what that process then finds no longer in its caches. The shortest of many batches counts: it is the one that
+nothing else has disturbed. The parts are put together here from the inside of cgexec: where that changes, so must this.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ class Ends:
     @staticmethod
     def _hub(wire: Wire) -> Any:
         inlet = SimpleNamespace(wire=wire, connected=SimpleNamespace(wait=lambda: True))
-        return SimpleNamespace(
-            inlet=lambda _channel: inlet, spin=Spin(1 << 30), key=SimpleNamespace(generation=0), edge_wires=list
-        )
+        return SimpleNamespace(inlet=lambda _channel: inlet, key=SimpleNamespace(generation=0), edge_wires=list)
 
     def _engine(self, hub: Any) -> CompiledEngine:
         engine = CompiledEngine.__new__(CompiledEngine)
@@ -108,7 +106,7 @@ class Ends:
         edge: Any = SimpleNamespace(channel_id=b"")
         output = SocketOutput(edge, hub)
         output.places = [0]
-        engine._outputs, engine._over_wires = [output], WireOutputs([output], None, hub.spin)
+        engine._outputs, engine._over_wires = [output], WireOutputs([output], None, Spin(False))
         return engine
 
     def answer(self, count: int, between: Callable[[str], None]) -> None:

@@ -9,7 +9,10 @@ import ray
 from ray.dag import InputNode
 from workers import Asynchronous, AsyncWorker, Driver, Unborn, WithoutCgexec, Worker, request
 
-from cgexec import GraphExecutor, GraphSpecError, RebuildPolicy, chain, fan_out, scatter
+from cgexec import GraphExecutor, GraphSpecError, HostInfo, RebuildPolicy, chain, fan_out, scatter
+from cgexec.engine.graph_spec import bind_graph
+from cgexec.engine.protocol import Member
+from cgexec.testing import SHAPES, Recorder
 
 pytestmark = pytest.mark.num_ways(1)
 
@@ -254,3 +257,12 @@ def test_a_host_without_cgexec_is_refused_with_the_way_to_ship_it(small, spawn):
     actors = [*spawn(1), *spawn(1, WithoutCgexec)]
     with pytest.raises(GraphSpecError, match=r"cgexec cannot be imported on host 1 .*runtime_env"):
         GraphExecutor(actors, fan_out("work"), config=small)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_chain_is_told_from_what_has_several_at_work_at_a_time(spawn, shape):
+    about = {"node_id": "node", "slice_name": None, "num_devices": 0, "healthy": True, "failed": False}
+    actors = spawn(shape.num_hosts, Recorder)
+    members = [Member(HostInfo(host_id=host_id, **about), actor) for host_id, actor in enumerate(actors)]
+    assert bind_graph(shape.build, members).is_chain is (shape.name in ("single", "chain"))
+    assert bind_graph(shape.build, members[:1]).is_chain is (shape.name != "shared")

@@ -67,6 +67,7 @@ from cgexec.engine.protocol import (
     SessionOverError,
 )
 from cgexec.engine.session import Session
+from cgexec.engine.spinning import Spin, cores
 from cgexec.engine.steps import Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.isolation import Apart, bare
@@ -98,6 +99,7 @@ class CompiledEngine(EngineOverRay):
         self.spec: GraphSpec = bound.spec
         self._compiled = compiled
         self._read_slice_s = settings.read_iteration_timeout_s.value
+        self._is_chain = bound.is_chain
         self._settled_in = False
         self._settings = settings
         self._inputs: list[InputEnd] = []
@@ -164,7 +166,7 @@ class CompiledEngine(EngineOverRay):
             missing = obstacles_among(replies) or self._hub.missing_after(0, deadline)
             if not missing and self._all_over_wires():
                 ends = cast("Sequence[SocketOutput]", self._outputs)
-                self._over_wires = WireOutputs(ends, self._hub.alarm, self._hub.spin)
+                self._over_wires = WireOutputs(ends, self._hub.alarm, Spin(self._is_chain and cores() > 1))
         except RayChannelError as error:
             missing, losses = str(error), ()
         self._settled_in = not missing
@@ -226,7 +228,8 @@ class CompiledEngine(EngineOverRay):
         left_s, ends_at = timeout_s, time.monotonic() + timeout_s
         while waiting:
             if self._over_wires is not None:
-                found, error = self._over_wires.read(waiting, left_s)
+                alone = self._num_sent == self._num_collected + 1
+                found, error = self._over_wires.read(waiting, left_s, soon=alone)
             else:
                 found, error = read_in_turn(waiting, Deadline.after(left_s), self._read_slice_s)
             failed = False

@@ -87,7 +87,6 @@ class SocketOutput:
         self.ended: RayChannelError | None = None  # why nothing comes behind what has arrived
         self._inlet = hub.inlet(edge.channel_id)
         self._wire: Wire | None = None
-        self._spin = hub.spin
 
     @property
     def wire(self) -> Wire:
@@ -108,7 +107,7 @@ class SocketOutput:
     def read(self, timeout_s: float) -> Taken:
         deadline = Deadline.after(timeout_s)
         while True:
-            found, error = WireOutputs([self], None, self._spin).read([self], deadline.remaining_s())
+            found, error = WireOutputs([self], None, Spin(False)).read([self], deadline.remaining_s())
             if found:
                 return found[0][1]
             if error is not None:
@@ -130,17 +129,20 @@ class WireOutputs:
             self._poller.register(descriptor, select.POLLIN)
         if alarm is not None:
             self._poller.register(alarm, select.POLLIN)
-        self._poll = spin.polling(self._poller)
+        self._spin = spin
         # Where they come at about the same time, as a rule the last one last: one wake-up, and not one for each.
         last = select.poll()
         for descriptor in (outputs[-1].wire.fileno(), *([] if alarm is None else [alarm])):
             last.register(descriptor, select.POLLIN)
-        self._num_outputs, self._poll_last = len(outputs), spin.polling(last)
+        self._num_outputs, self._poll_last = len(outputs), last.poll
 
-    def read(self, waiting: Sequence[Any], timeout_s: float) -> tuple[list[tuple[Any, Taken]], RayChannelError | None]:
+    def read(
+        self, waiting: Sequence[Any], timeout_s: float, *, soon: bool = False
+    ) -> tuple[list[tuple[Any, Taken]], RayChannelError | None]:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended.
 
-        ``waiting`` are some of the outputs, as they were given.
+        ``waiting`` are some of the outputs, as they were given. ``soon``: whether it may be worth while to look again
+        and again for a moment.
         """
         found = _taken_from(waiting)
         if found:
@@ -151,7 +153,7 @@ class WireOutputs:
         timeout_ms = math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)
         if timeout_ms > 0 and len(waiting) == self._num_outputs > 1 and self._poll_last(_FOR_THE_LAST_MS):
             timeout_ms = 0
-        for descriptor, _ in self._poll(timeout_ms):
+        for descriptor, _ in self._spin.poll(self._poller, timeout_ms) if soon else self._poller.poll(timeout_ms):
             ready = self._by_descriptor.get(descriptor)
             if ready is not None:  # else it is the alarm
                 ready.receive()

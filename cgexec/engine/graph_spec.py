@@ -23,13 +23,17 @@ RESERVED_INPUTS = frozenset({"timeout_s"})
 
 @dataclass(frozen=True)
 class BoundGraph:
-    """Fresh nodes of one generation: the node to compile, the graph's outside, and the methods each host runs."""
+    """Fresh nodes of one generation: the node to compile, the graph's outside, and the methods each host runs.
+
+    ``is_chain``: whether each node's value goes to one other node, so that one execution has one method run at a time.
+    """
 
     root: Any
     spec: GraphSpec
     nodes: tuple[Any, ...]
     methods: dict[int, tuple[str, ...]]
     outputs: tuple[Any, ...]
+    is_chain: bool
 
 
 def takes_infos(build: Callable[..., Any]) -> bool:
@@ -78,8 +82,10 @@ def bind_graph(build: Callable[..., Any], members: Sequence[Member]) -> BoundGra
     for node in nodes:
         if _is_call(node):
             methods[host_ids[node._get_actor_handle()]] += (node.get_method_name(),)
+    # Private: there is no public way from a node to those that use it.
+    is_chain = len(outputs) == 1 and all(len(node._downstream_nodes) <= 1 for node in nodes)
     root = built if isinstance(built, MultiOutputNode) else MultiOutputNode(list(outputs)) if returns_list else built
-    return BoundGraph(root, spec, tuple(nodes), methods, tuple(outputs))
+    return BoundGraph(root, spec, tuple(nodes), methods, tuple(outputs), is_chain)
 
 
 def _generator_hint(members: Sequence[Member]) -> str:

@@ -30,7 +30,6 @@ from cgexec.engine.control import AtWork, ControlEndedError, Controls
 from cgexec.engine.handshake import Address, Role, connect
 from cgexec.engine.reception import Reception
 from cgexec.engine.segments import SegmentPool
-from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Step
 from cgexec.engine.wire import Wire
 from cgexec.log import logger
@@ -61,8 +60,7 @@ class Inlet:
 
 
 class Hub:
-    """See the module. ``identity`` is the actor's id, or DRIVER; ``secret`` the generation's key;
-    ``num_processes`` how many processes the graph runs in, the driver's included.
+    """See the module. ``identity`` is the actor's id, or DRIVER; ``secret`` the generation's key.
 
     The descriptor ``alarm`` becomes readable when a control connection ends that this side did not end.
     """
@@ -76,13 +74,11 @@ class Hub:
         *,
         listen_ip: str | None,
         pool_bytes: int,
-        num_processes: int,
     ) -> None:
         self._own_descriptors: list[int] = []
         self.key = key
         self.identity = identity
         self.pool = SegmentPool(pool_bytes)
-        self.spin = Spin(num_processes)
         self.secret = secret
         self._node_id = node_id
         self._lock = threading.Condition()

@@ -39,12 +39,11 @@ def leased_actors(
         HostsLostError: hosts are dead or do not answer.
         SessionOverError: there are no hosts any more.
     """
-    num_processes = len(members) + 1
-    hub = _hub_of_driver(recipe, generation, num_processes)
+    hub = _hub_of_driver(recipe, generation)
     not_heard: Exception = GetTimeoutError("the actor was not heard")
     replies: dict[int, ActorReport | Exception] = {member.info.host_id: not_heard for member in members}
     try:
-        replies = prepare(session, members, _lease_of(recipe, hub, num_processes), methods, deadline.remaining_s())
+        replies = prepare(session, members, _lease_of(recipe, hub), methods, deadline.remaining_s())
         yield hub, _check(session, members, replies, hub)
     except BaseException:
         hub.shut()
@@ -55,7 +54,7 @@ def leased_actors(
         raise
 
 
-def _lease_of(recipe: GraphRecipe, hub: Hub, num_processes: int) -> Lease:
+def _lease_of(recipe: GraphRecipe, hub: Hub) -> Lease:
     """Return the lease that the actors of the generation that ``hub`` serves are asked to take."""
     return Lease(
         key=hub.key,
@@ -67,11 +66,10 @@ def _lease_of(recipe: GraphRecipe, hub: Hub, num_processes: int) -> Lease:
         needs_control=recipe.transport == "socket",
         across_nodes=hub.address.tcp is not None,
         pool_bytes=recipe.pool_bytes,
-        num_processes=num_processes,
     )
 
 
-def _hub_of_driver(recipe: GraphRecipe, generation: int, num_processes: int) -> Hub:
+def _hub_of_driver(recipe: GraphRecipe, generation: int) -> Hub:
     """Return the driver's own hub for a new generation."""
     return Hub(
         GraphKey(recipe.graph_id, generation),
@@ -80,7 +78,6 @@ def _hub_of_driver(recipe: GraphRecipe, generation: int, num_processes: int) -> 
         ray.get_runtime_context().get_node_id(),
         listen_ip=ray.util.get_node_ip_address() if _has_several_nodes() else None,
         pool_bytes=recipe.pool_bytes,
-        num_processes=num_processes,
     )
 
 

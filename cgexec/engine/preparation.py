@@ -54,7 +54,6 @@ class Lease:
 
     ``secret`` is the generation's key, ``driver_address`` where the driver listens. ``needs_control``: whether the
     actor is of no use if it cannot connect there. ``across_nodes``: whether to listen for other nodes as well.
-    ``num_processes``: how many the graph runs in, the driver's included.
     """
 
     key: GraphKey
@@ -66,7 +65,6 @@ class Lease:
     needs_control: bool
     across_nodes: bool
     pool_bytes: int
-    num_processes: int
 
     @property
     def graph_id(self) -> str:
@@ -202,7 +200,6 @@ def _open_hub(lease: Lease, report: ActorReport) -> ActorReport:
             report.node_id,
             listen_ip=ray.util.get_node_ip_address() if lease.across_nodes else None,
             pool_bytes=lease.pool_bytes,
-            num_processes=lease.num_processes,
         )
         hub.tell_losses(lambda _driver: end_graph(None, lease.graph_id, hub))  # it has died, or let go of the graph
         report = replace(report, address=hub.address)

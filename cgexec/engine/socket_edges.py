@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,9 +27,7 @@ class FromWire:
 
     def __init__(self, hub: Hub, channel_id: bytes) -> None:
         self._inlet = hub.inlet(channel_id)
-        self._spin = hub.spin
         self._wire: Wire | None = None
-        self._poller = select.poll()
 
     def next(self) -> Taken:
         return Taken.from_frame(self.next_frame())
@@ -39,11 +36,6 @@ class FromWire:
         """Wait for the next frame. Raises RayChannelError when the graph has ended."""
         wire = self._wire or self._connected()
         try:
-            if self._spin.may_pay:
-                frame = wire.buffered()
-                if frame is not None:
-                    return frame
-                self._spin.poll(self._poller, None)
             frame = wire.receive(block=True)
         except WireClosedError as error:
             raise RayChannelError(f"Channel closed: {error}") from error
@@ -56,7 +48,6 @@ class FromWire:
         wire = self._wire = self._inlet.wire
         if wire is None:
             raise RayChannelError("Channel closed: the graph has ended in this process")
-        self._poller.register(wire.fileno(), select.POLLIN)
         return wire
 
 

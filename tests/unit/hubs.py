@@ -30,7 +30,7 @@ class Site:
 
     def hub(self, identity: str = DRIVER, node_id: str = "node", **changes: Any) -> Hub:
         """Return a new hub."""
-        settings = {"listen_ip": None, "pool_bytes": 1 << 26, "num_processes": 2, **changes}
+        settings = {"listen_ip": None, "pool_bytes": 1 << 26, **changes}
         hub = Hub(changes.pop("key", self.key), settings.pop("secret", self.secret), identity, node_id, **settings)
         hub.tell_losses(lambda lost: self.ended.append((identity, lost)))
         self.hubs.append(hub)

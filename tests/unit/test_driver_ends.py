@@ -32,7 +32,7 @@ class Outputs:
         self.wires: list[Wire] = [actor.connect_edge(channel, driver.address, soon()) for channel in CHANNELS]
         for channel in CHANNELS:
             assert driver.inlet(channel).connected.wait(LONG_S)
-        self.all = WireOutputs(self.ends, driver.alarm, Spin(1))
+        self.all = WireOutputs(self.ends, driver.alarm, Spin(False))
 
     def send(self, place: int, value: Any, execution: int) -> None:
         self.wires[place].send(encode(value), execution)

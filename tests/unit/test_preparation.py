@@ -80,7 +80,6 @@ def lease(graph_id: str, name: str, driver: str) -> Lease:
         needs_control=True,
         across_nodes=False,
         pool_bytes=0,
-        num_processes=2,
     )
 
 

@@ -296,7 +296,7 @@ class ActorCallsEngine(EngineOverRay):
                 raise
             self._end(*self._culprit(run) or (origin.host_id, error))
             raise EngineBrokenError(bare(error)) from None
-        return output_of(Taken.from_frame(frame), origin)
+        return output_of(frame, origin)
 
     def _culprit(self, run: _Run) -> tuple[int, Exception] | None:
         """Return the first step's host of those that came to nothing, and why: Ray hands its error on to the others."""

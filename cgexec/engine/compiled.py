@@ -35,6 +35,7 @@ from cgexec.engine.compilation import end_groups, groups_of, let_go
 from cgexec.engine.departure import stuck_host
 from cgexec.engine.driver_ends import (
     ANY_EXECUTION,
+    Arrived,
     InputEnd,
     NothingWrittenError,
     OutputEnd,
@@ -68,7 +69,6 @@ from cgexec.engine.protocol import (
 )
 from cgexec.engine.session import Session
 from cgexec.engine.spinning import Spin, cores
-from cgexec.engine.steps import Taken
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.isolation import Apart, bare
 from cgexec.log import logger
@@ -227,17 +227,18 @@ class CompiledEngine(EngineOverRay):
         waiting = [end for end in self._outputs if outputs[end.places[0]] is None]
         left_s, ends_at = timeout_s, time.monotonic() + timeout_s
         while waiting:
+            found: Sequence[tuple[OutputEnd, Arrived]]
             if self._over_wires is not None:
                 alone = self._num_sent == self._num_collected + 1
                 found, error = self._over_wires.read(waiting, left_s, soon=alone)
             else:
                 found, error = read_in_turn(waiting, Deadline.after(left_s), self._read_slice_s)
             failed = False
-            for end, taken in found:
+            for end, arrived in found:
                 port = self.spec.outputs[end.places[0]]
-                if taken.execution not in (self._num_collected, ANY_EXECUTION):
-                    raise self._misplaced(taken, port)
-                output = output_of(taken, port, self._apart)
+                if arrived.execution not in (self._num_collected, ANY_EXECUTION):
+                    raise self._misplaced(arrived, port)
+                output = output_of(arrived, port, self._apart)
                 for place in end.places:
                     outputs[place] = output
                 waiting.remove(end)
@@ -251,10 +252,10 @@ class CompiledEngine(EngineOverRay):
                     return
         self._num_collected += 1
 
-    def _misplaced(self, taken: Taken, port: OutputPort) -> EngineBrokenError:
+    def _misplaced(self, arrived: Arrived, port: OutputPort) -> EngineBrokenError:
         """Give up a generation that answers with what belongs to another execution than the one that is due."""
         self.broken = self.condemned = True
-        what = f"execution {self._num_collected} of this generation met what belongs to {taken.execution}"
+        what = f"execution {self._num_collected} of this generation met what belongs to {arrived.execution}"
         return EngineBrokenError(RayChannelError(f"{what}, from {port.method}() of host {port.host_id}"))
 
     def why_broken(self, seen: Exception, timeout_s: float) -> Break:

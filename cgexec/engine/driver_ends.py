@@ -20,7 +20,7 @@ from cgexec.engine import payload
 from cgexec.engine.detach import detached
 from cgexec.engine.edges import Outlet
 from cgexec.engine.failures import encode_failures, from_ray
-from cgexec.engine.frames import Encoded, Frame, Kind
+from cgexec.engine.frames import Encoded, Frame
 from cgexec.engine.hub import Hub
 from cgexec.engine.ray_edges import RayEdge
 from cgexec.engine.socket_edges import SocketEdge
@@ -30,7 +30,8 @@ from cgexec.engine.wire import Wire, WireClosedError
 
 _LONGEST_POLL_S = 60.0
 _FOR_THE_LAST_MS = 1
-_ERROR = Kind.ERROR
+Arrived = Frame | Taken
+
 ANY_EXECUTION = -1  # the tag of what carries none
 
 
@@ -61,7 +62,7 @@ class OutputEnd(Protocol):
 
     places: list[int]
 
-    def read(self, timeout_s: float) -> Taken:
+    def read(self, timeout_s: float) -> Arrived:
         """Return what comes next. Raises RayChannelTimeoutError, or RayChannelError if the graph has ended."""
 
 
@@ -104,7 +105,7 @@ class SocketOutput:
         except WireClosedError as closed:
             self.ended = RayChannelError(f"Channel closed: {closed}")
 
-    def read(self, timeout_s: float) -> Taken:
+    def read(self, timeout_s: float) -> Frame:
         deadline = Deadline.after(timeout_s)
         while True:
             found, error = WireOutputs([self], None, Spin(False)).read([self], deadline.remaining_s())
@@ -138,7 +139,7 @@ class WireOutputs:
 
     def read(
         self, waiting: Sequence[Any], timeout_s: float, *, soon: bool = False
-    ) -> tuple[list[tuple[Any, Taken]], RayChannelError | None]:
+    ) -> tuple[list[tuple[Any, Frame]], RayChannelError | None]:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended.
 
         ``waiting`` are some of the outputs, as they were given. ``soon``: whether it may be worth while to look again
@@ -167,13 +168,8 @@ class WireOutputs:
         return found, None
 
 
-def _taken_from(outputs: Sequence[SocketOutput]) -> list[tuple[SocketOutput, Taken]]:
-    found = []
-    for output in outputs:
-        if output.arrived:
-            frame = output.arrived.popleft()
-            found.append((output, Taken(frame.execution, frame.payload if frame.kind is _ERROR else None, frame)))
-    return found
+def _taken_from(outputs: Sequence[SocketOutput]) -> list[tuple[Any, Frame]]:
+    return [(output, output.arrived.popleft()) for output in outputs if output.arrived]
 
 
 class RayInput:
@@ -233,8 +229,8 @@ class RayOutput:
         self.places: list[int] = []
         self._edge = edge
 
-    def read(self, timeout_s: float) -> Taken:
-        return Taken.from_frame(self._edge.unpack(self._edge.carrier.read(timeout_s)))
+    def read(self, timeout_s: float) -> Frame:
+        return self._edge.unpack(self._edge.carrier.read(timeout_s))
 
 
 class ForeignOutput:
@@ -253,10 +249,10 @@ class ForeignOutput:
 
 def read_in_turn(
     waiting: Sequence[OutputEnd], deadline: Deadline, slice_s: float
-) -> tuple[list[tuple[OutputEnd, Taken]], RayChannelError | None]:
+) -> tuple[Sequence[tuple[OutputEnd, Arrived]], RayChannelError | None]:
     """Read each, waiting a slice of time at most, until one has something; answers as ``WireOutputs.read``."""
     while True:
-        found: list[tuple[OutputEnd, Taken]] = []
+        found: list[tuple[OutputEnd, Arrived]] = []
         for output in waiting:
             one_go = deadline.remaining_s() if len(waiting) == 1 else deadline.slice_s(slice_s)
             try:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from cgexec.engine import payload
 from cgexec.engine.failures import as_exception, capture, decode_failures
-from cgexec.engine.frames import Encoded
+from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
 from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, OutputValue
 from cgexec.engine.steps import Taken
 from cgexec.exception_info import as_plain_exception
@@ -17,6 +17,8 @@ from cgexec.isolation import Outcome, apart
 from cgexec.texts import told
 
 T = TypeVar("T")
+
+_BYTES, _ERROR = Kind.BYTES, Kind.ERROR
 
 Key = int | str | None  # an input: its position or its keyword, None for the whole input
 
@@ -63,15 +65,29 @@ def _ready(key: Key, encode: Callable[[Any], T], value: Any) -> T:
     raise TypeError(f"{name} cannot be serialised: {told(error)}") from error
 
 
-def output_of(taken: Taken, port: OutputPort, run: Callable[[Callable[[], Any]], Outcome[Any]] = apart) -> Output:
-    """Return what was taken from the output ``port`` as a value or as an error. ``run``: an ``Apart``."""
-    if taken.failures is not None:
-        first, *others = [
-            OutputError(as_exception(failure), *((o.host_id, o.method) if (o := failure.origin) else (None, None)))
-            for failure in decode_failures(taken.failures)
-        ]
-        return OutputError(first.error, first.host_id, first.method, tuple(others))
-    value, raised = run(taken.value)
+def _errors(failures: Bytes) -> OutputError:
+    first, *others = [
+        OutputError(as_exception(failure), *((o.host_id, o.method) if (o := failure.origin) else (None, None)))
+        for failure in decode_failures(failures)
+    ]
+    return OutputError(first.error, first.host_id, first.method, tuple(others))
+
+
+def output_of(
+    arrived: Frame | Taken, port: OutputPort, run: Callable[[Callable[[], Any]], Outcome[Any]] = apart
+) -> Output:
+    """Return what has arrived from the output ``port`` as a value or as an error. ``run``: an ``Apart``."""
+    load: Callable[[], Any]
+    if isinstance(arrived, Taken):
+        failures, load = arrived.failures, arrived.value
+    elif arrived.kind is _BYTES:  # runs no code of anybody's
+        return OutputValue(payload.decode(arrived))
+    else:
+        failures = arrived.payload if arrived.kind is _ERROR else None
+        load = partial(payload.decode, arrived)
+    if failures is not None:
+        return _errors(failures)
+    value, raised = run(load)
     if raised is None:
         return OutputValue(value)
     if is_interruption(raised):

@@ -215,12 +215,6 @@ class Wire:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def buffered(self) -> Frame | None:
-        """Return the next frame if it has been received already. Raises as ``receive``."""
-        if not self._data and self._header is None and not self._no_frame:
-            return None
-        return self._received(None)
-
     def receive(self, *, block: bool) -> Frame | None:
         """Return the next frame; None if it has not arrived whole and ``block`` is False.
 
@@ -250,7 +244,9 @@ class Wire:
         frame = self.receive(block=False)
         while frame is not None:
             arrived.append(frame)
-            frame = self._received(None) if self._data or self._header is not None or self._no_frame else None
+            if not self._data and self._header is None and not self._no_frame:  # as a rule
+                return
+            frame = self._received(None)
 
     def _none(self, error: Exception) -> WireClosedError:
         """End the wire: what has been received is no frame, and nothing behind it can be believed."""

@@ -15,7 +15,7 @@ from ray.exceptions import RayChannelError, RayChannelTimeoutError
 
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.driver_ends import ForeignInput, SocketInput, SocketOutput, WireOutputs
-from cgexec.engine.payload import encode
+from cgexec.engine.payload import decode, encode
 from cgexec.engine.spinning import Spin
 from cgexec.engine.wire import Wire
 
@@ -42,7 +42,7 @@ class Outputs:
         found, error = self.all.read([self.ends[place] for place in places], timeout_s)
         if error is not None:
             raise error
-        return [(self.ends.index(end), taken.execution, taken.value()) for end, taken in found]
+        return [(self.ends.index(end), frame.execution, decode(frame)) for end, frame in found]
 
 
 def edge(channel: bytes) -> Any:
@@ -121,7 +121,7 @@ def test_only_what_goes_over_wires_alone_is_sent_without_a_bound(ends: tuple[Any
 def test_an_output_is_read_by_itself_too(outputs: Outputs) -> None:
     outputs.send(0, "a0", 0)
     outputs.send(0, "a1", 1)
-    assert [outputs.ends[0].read(LONG_S).value() for _ in range(2)] == ["a0", "a1"]
+    assert [decode(outputs.ends[0].read(LONG_S)) for _ in range(2)] == ["a0", "a1"]
     with pytest.raises(RayChannelTimeoutError):
         outputs.ends[0].read(0)
     outputs.wires[0].shut()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from leaks import nothing_left, num_descriptors
 from wires import GENERATION, LONG_S, MEGABYTE, PAIRS, Ends, ends_of, flush_all, in_a_thread, joined
 
-from cgexec.engine.frames import HEADER, join, pack
+from cgexec.engine.frames import HEADER, Frame, join, pack
 from cgexec.engine.payload import decode, encode
 from cgexec.engine.wire import Wire, WireClosedError
 
@@ -92,13 +93,29 @@ def test_nothing_is_there_before_it_has_arrived_whole() -> None:
     here.close()
 
 
-def test_what_has_been_received_along_with_another_frame_is_buffered(ends: Ends) -> None:
-    assert ends.reader.buffered() is None
+def test_every_frame_that_has_arrived_is_taken_in_order(ends: Ends) -> None:
+    arrived: deque[Frame] = deque()
+    ends.reader.receive_into(arrived)
+    assert not arrived
     for number in range(3):
         ends.send(number)
-    assert ends.receive() == 0
-    assert [decode(frame) for frame in iter(ends.reader.buffered, None)] in ([1, 2], [1], [])
-    assert ends.reader.buffered() is None
+    while len(arrived) < 3:
+        ends.reader.receive_into(arrived)
+    assert [decode(frame) for frame in arrived] == [0, 1, 2]
+
+
+def test_what_came_before_the_end_is_taken_and_then_the_end_is_told(ends: Ends) -> None:
+    arrived: deque[Frame] = deque()
+
+    def take_for_ever() -> None:
+        while True:
+            ends.reader.receive_into(arrived)
+
+    ends.send(b"last")
+    ends.writer.shut()
+    with pytest.raises(WireClosedError):
+        take_for_ever()
+    assert [decode(frame) for frame in arrived] == [b"last"]
 
 
 # -- a writer that never waits -----------------------------------------------------------------------------------------

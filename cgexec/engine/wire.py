@@ -233,6 +233,9 @@ class Wire:
             except (FrameError, MemoryError) as error:
                 raise self._none(error) from error
             if frame is not None and frame.generation == self._generation:
+                end = HEADER.size + len(frame.payload)
+                if end < len(data):
+                    self._data, self._start = data, end
                 return frame
             if not data:
                 raise WireClosedError("the other end has gone")
@@ -274,6 +277,10 @@ class Wire:
         """Return the next frame, if all of it has been received."""
         if self._header is not None:
             return self._next_long(self._header)
+        plain = unpack_plain(self._data, self._start)
+        if plain is not None and plain.generation == self._generation:
+            self._consume(self._start + HEADER.size + len(plain.payload))
+            return plain
         have = len(self._data) - self._start - HEADER.size
         if have < 0:
             return None
@@ -286,15 +293,19 @@ class Wire:
             region = memoryview(self._data)[begin:end]
             if header.num_buffers:
                 region = memoryview(bytes(region))  # arrays want to be aligned
-            self._start = end
-            if end == len(self._data):
-                self._data, self._start = b"", 0
+            self._consume(end)
             return self._frame(header, region)
         if header.region_bytes > _CHUNK_BYTES:
             self._header, self._region = header, np.empty(header.region_bytes, np.uint8)
             self._region[:have] = np.frombuffer(self._data, np.uint8)[begin:]
             self._filled, self._data, self._start = have, b"", 0
         return None
+
+    def _consume(self, end: int) -> None:
+        """Have made a frame of what has been received up to ``end``."""
+        self._start = end
+        if end == len(self._data):
+            self._data, self._start = b"", 0
 
     def _next_long(self, header: Header) -> Frame | None:
         if self._region is None or self._filled < header.region_bytes:

@@ -78,6 +78,9 @@ def frame_or_refusal(data: bytes) -> Frame | None:
     One that is seen at a glance is the one that a closer look finds.
     """
     plain = unpack_plain(data)
+    if plain is not None and HEADER.size + len(plain.payload) < len(data):
+        assert unpack_plain(bytes(7) + data, 7) == plain
+        data = data[: HEADER.size + len(plain.payload)]
     try:
         frame = unpack(data)
     except FrameError:
@@ -101,9 +104,11 @@ def test_what_is_packed_is_unpacked(sizes: tuple[int, ...], payload: bytes) -> N
 
 
 def test_a_frame_without_buffers_is_seen_at_a_glance() -> None:
-    assert unpack_plain(packed()) == Frame(Kind.VALUE, GENERATION, EXECUTION, b"payload")
-    for data in (b"", packed((1,)), packed()[:-1], packed() + b"x", join(pack(Encoded(Kind.FORGET, b""), 0, 0, 7))):
+    frame = Frame(Kind.VALUE, GENERATION, EXECUTION, b"payload")
+    assert unpack_plain(packed()) == unpack_plain(packed() + b"x") == unpack_plain(b"abc" + packed(), 3) == frame
+    for data in (b"", packed((1,)), packed()[:-1], join(pack(Encoded(Kind.FORGET, b""), 0, 0, 7))):
         assert unpack_plain(data) is None
+        assert unpack_plain(b"abc" + data, 3) is None
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -35,7 +35,6 @@ from cgexec.engine.compilation import end_groups, groups_of, let_go
 from cgexec.engine.departure import stuck_host
 from cgexec.engine.driver_ends import (
     ANY_EXECUTION,
-    Arrived,
     InputEnd,
     NothingWrittenError,
     OutputEnd,
@@ -69,6 +68,7 @@ from cgexec.engine.protocol import (
 )
 from cgexec.engine.session import Session
 from cgexec.engine.spinning import Spin, cores
+from cgexec.engine.steps import Arrived
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.isolation import Apart, bare
 from cgexec.log import logger
@@ -99,7 +99,7 @@ class CompiledEngine(EngineOverRay):
         self.spec: GraphSpec = bound.spec
         self._compiled = compiled
         self._read_slice_s = settings.read_iteration_timeout_s.value
-        self._is_chain = bound.is_chain
+        self._spin = Spin(bound.is_chain and cores() > 1)
         self._settled_in = False
         self._settings = settings
         self._inputs: list[InputEnd] = []
@@ -107,7 +107,6 @@ class CompiledEngine(EngineOverRay):
         self._outputs: list[OutputEnd] = []
         self._over_wires: WireOutputs | None = None  # if all outputs come so
         self._may_wait_to_send = True
-        self._apart = Apart()
         self._apart = Apart()
         self._num_sent = 0
         self._num_collected = 0
@@ -166,7 +165,7 @@ class CompiledEngine(EngineOverRay):
             missing = obstacles_among(replies) or self._hub.missing_after(0, deadline)
             if not missing and self._all_over_wires():
                 ends = cast("Sequence[SocketOutput]", self._outputs)
-                self._over_wires = WireOutputs(ends, self._hub.alarm, Spin(self._is_chain and cores() > 1))
+                self._over_wires = WireOutputs(ends, self._hub.alarm, self._spin)
         except RayChannelError as error:
             missing, losses = str(error), ()
         self._settled_in = not missing

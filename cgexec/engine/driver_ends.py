@@ -25,13 +25,11 @@ from cgexec.engine.hub import Hub
 from cgexec.engine.ray_edges import RayEdge
 from cgexec.engine.socket_edges import SocketEdge
 from cgexec.engine.spinning import Spin
-from cgexec.engine.steps import Taken
+from cgexec.engine.steps import Arrived, Taken
 from cgexec.engine.wire import Wire, WireClosedError
 
 _LONGEST_POLL_S = 60.0
-_FOR_THE_LAST_MS = 1
-Arrived = Frame | Taken
-
+_FOR_THE_LAST_MS = 1  # of several outputs, before any of them is waited for
 ANY_EXECUTION = -1  # the tag of what carries none
 
 
@@ -148,9 +146,8 @@ class WireOutputs:
         found = _taken_from(waiting)
         if found:
             return found, None
-        for output in waiting:
-            if output.ended is not None:
-                timeout_s = 0.0  # what has come from the others is taken still
+        if _end_among(waiting) is not None:
+            timeout_s = 0.0  # what has come from the others is taken still
         timeout_ms = math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)
         if timeout_ms > 0 and len(waiting) == self._num_outputs > 1 and self._poll_last(_FOR_THE_LAST_MS):
             timeout_ms = 0
@@ -161,15 +158,18 @@ class WireOutputs:
                 if ready.ended is not None:
                     self._poller.unregister(descriptor)
         found = _taken_from(waiting)
-        if not found:
-            for output in waiting:
-                if output.ended is not None:
-                    return found, output.ended
-        return found, None
+        return found, None if found else _end_among(waiting)
 
 
 def _taken_from(outputs: Sequence[SocketOutput]) -> list[tuple[Any, Frame]]:
     return [(output, output.arrived.popleft()) for output in outputs if output.arrived]
+
+
+def _end_among(outputs: Sequence[SocketOutput]) -> RayChannelError | None:
+    for output in outputs:
+        if output.ended is not None:
+            return output.ended
+    return None
 
 
 class RayInput:

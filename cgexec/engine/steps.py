@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from itertools import count
 from operator import methodcaller
 from typing import Any, NoReturn, cast
 
@@ -61,6 +60,9 @@ class Taken:
         if self._frame is not None:
             self._value, self._frame = payload.decode(self._frame), None
         return self._value
+
+
+Arrived = Frame | Taken  # what carries an execution's number, and a value or failures
 
 
 class LoopEndedError(Exception):
@@ -131,21 +133,23 @@ class Step:
         Raises whatever those two raise, and as ``call``.
         """
         passing: list[Any] = []
+        answered: Any  # a frame's content, or what was raised in its place
         answer = self._answers(instance, passing).__next__
-        for due in count():
+        due = 0
+        while True:
             frame = next_frame()
             execution = frame.execution
             if execution != due or frame.kind is _ERROR:
-                _, failed = self.call(instance, [Taken.from_frame(frame)], due, _no_arguments)
-                put(cast("Encoded", failed), None, execution)
-                continue
-            passing.append(frame)
-            del frame
-            answer()
-            answered = passing.pop()
+                _, answered = self.call(instance, [Taken.from_frame(frame)], due, _no_arguments)
+                del frame
+            else:
+                passing.append(frame)
+                del frame
+                answer()
+                answered = passing.pop()
             put(answered if type(answered) is Encoded else self._instead(answered, instance), None, execution)
             del answered
-        raise AssertionError
+            due += 1
 
     def _answers(self, instance: Any, passing: list[Any]) -> Generator[None, None, None]:
         """For each frame that is in ``passing``, leave there what to send, or what was raised, where, and the result.

@@ -8,9 +8,9 @@ from typing import Any, TypeVar, cast
 
 from cgexec.engine import payload
 from cgexec.engine.failures import as_exception, capture, decode_failures
-from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
+from cgexec.engine.frames import Bytes, Encoded, Kind
 from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, OutputValue
-from cgexec.engine.steps import Taken
+from cgexec.engine.steps import Arrived, Taken
 from cgexec.exception_info import as_plain_exception
 from cgexec.interruption import is_interruption
 from cgexec.isolation import Outcome, apart
@@ -73,9 +73,7 @@ def _errors(failures: Bytes) -> OutputError:
     return OutputError(first.error, first.host_id, first.method, tuple(others))
 
 
-def output_of(
-    arrived: Frame | Taken, port: OutputPort, run: Callable[[Callable[[], Any]], Outcome[Any]] = apart
-) -> Output:
+def output_of(arrived: Arrived, port: OutputPort, run: Callable[[Callable[[], Any]], Outcome[Any]] = apart) -> Output:
     """Return what has arrived from the output ``port`` as a value or as an error. ``run``: an ``Apart``."""
     load: Callable[[], Any]
     if isinstance(arrived, Taken):

@@ -144,19 +144,9 @@ class Wire:
         with self._sending:
             if self._shut:
                 raise WireClosedError("the connection was closed")
-            sent = 0
-            if not self._unsent:
-                if len(pieces) == 1 and descriptor is None:  # as a rule
-                    try:
-                        sent = self.sock.send(pieces[0], _NOT_NOW)
-                    except BlockingIOError:
-                        pass
-                    except OSError as error:
-                        raise WireClosedError(str(error)) from error
-                    if sent == len(pieces[0]):
-                        return
-                else:
-                    sent = self._try(pieces, descriptor)
+            sent = 0 if self._unsent else self._try(pieces, descriptor)
+            if len(pieces) == 1 and sent == len(pieces[0]):
+                return
             left = _behind(pieces, sent)
             if not left:
                 return
@@ -171,6 +161,8 @@ class Wire:
         """Send what the socket takes now; return how many bytes that was."""
         total = 0
         try:
+            if len(pieces) == 1 and descriptor is None:
+                return self.sock.send(pieces[0], _NOT_NOW)
             while left := _behind(pieces, total):
                 total += self.sock.sendmsg(left[:_MOST_PIECES], _rights(descriptor), _NOT_NOW)
                 descriptor = None

@@ -225,14 +225,15 @@ class CompiledEngine(EngineOverRay):
         """Read the output channels whose places are empty."""
         waiting = [end for end in self._outputs if outputs[end.places[0]] is None]
         left_s, ends_at = timeout_s, time.monotonic() + timeout_s
+        failed = False
         while waiting:
             found: Sequence[tuple[OutputEnd, Arrived]]
-            if self._over_wires is not None:
+            if (over_wires := self._over_wires) is not None:
                 alone = self._num_sent == self._num_collected + 1
-                found, error = self._over_wires.read(waiting, left_s, soon=alone)
+                found, error = over_wires.read(waiting, left_s, soon=alone)
             else:
                 found, error = read_in_turn(waiting, Deadline.after(left_s), self._read_slice_s)
-            failed = False
+            looked_further = failed
             for end, arrived in found:
                 port = self.spec.outputs[end.places[0]]
                 if arrived.execution not in (self._num_collected, ANY_EXECUTION):
@@ -243,11 +244,14 @@ class CompiledEngine(EngineOverRay):
                 waiting.remove(end)
                 failed = failed or type(output) is OutputError
             if error is not None:
+                if looked_further:
+                    return  # the failure is an answer, and whoever asks again meets the error again
                 self.broken = True
                 raise EngineBrokenError(bare(error))
             if waiting:
-                left_s = max(0.0, ends_at - time.monotonic())
-                if failed or (not found and (self.broken or left_s == 0)):
+                # A failure is an answer; but what else has arrived by now belongs to it, and to whatever comes behind.
+                left_s = 0.0 if failed else max(0.0, ends_at - time.monotonic())
+                if not found and (self.broken or left_s == 0):
                     return
         self._num_collected += 1
 

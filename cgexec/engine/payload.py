@@ -23,7 +23,7 @@ _VALUE, _BYTES = Kind.VALUE, Kind.BYTES
 LARGE_BYTES = 1 << 17  # from here on a buffer goes through shared memory where it can
 
 # Types that run no code of anybody's as they are serialised: pickle does with them as cloudpickle, ten times as fast.
-_SCALARS = frozenset({str, int, float, complex, bool, type(None)})
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 _PLAIN = _SCALARS | {bytes}
 _MOST_PLAIN = 64  # items of a container that are worth a look at each
 

@@ -200,8 +200,8 @@ class Engine(Protocol):
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Fill the empty places of ``outputs`` for the oldest execution that is not fully collected.
 
-        Returns when none is empty, when an error was filled in, or when the time has run out: look at ``outputs``. The
-        caller passes the same list again until it is full. 0 looks once.
+        Returns when none is empty, when an error was filled in and nothing more has arrived, or when the time has run
+        out: look at ``outputs``. The caller passes the same list again until it is full. 0 looks once.
 
         Raises:
             EngineBrokenError: the generation has ended; what is in ``outputs`` stays valid.

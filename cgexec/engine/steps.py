@@ -148,13 +148,15 @@ class Step:
                 answer()
                 answered = passing.pop()
             put(answered if type(answered) is Encoded else self._instead(answered, instance), None, execution)
+            passing.clear()
             del answered
             due += 1
 
     def _answers(self, instance: Any, passing: list[Any]) -> Generator[None, None, None]:
         """For each frame that is in ``passing``, leave there what to send, or what was raised, where, and the result.
 
-        A generator, so that what is raised holds on to nothing of ours (``isolation``).
+        Before it what to send is a view of: that is not to end, and perhaps be used for something else, until it has
+        been sent. A generator, so that what is raised holds on to nothing of ours (``isolation``).
         """
         method = self.origin.method
         while True:
@@ -164,10 +166,10 @@ class Step:
                 doing, self._begun_at = _CALLING, time.monotonic()
                 result = getattr(instance, method)(value)
                 doing, self._begun_at = _SERIALISING, None
-                passing.append(payload.encode(result))
+                passing += result, payload.encode(result)
             except BaseException as error:  # noqa: BLE001 - handed back
                 self._begun_at = None
-                passing.append((without_first_frame(error), doing, result))
+                passing[:] = [(without_first_frame(error), doing, result)]
             del value, result
             yield
 

@@ -35,9 +35,17 @@ def encoded_inputs(
     encoded = []
     for key, encode in ends:
         value = args[key or 0] if key is None or isinstance(key, int) else kwargs[key]
-        plain = payload.encode_plain(value) if encode is payload.encode else None
-        encoded.append(plain or _ready(key, encode, value))
+        encoded.append((_plain(value) if encode is payload.encode else None) or _ready(key, encode, value))
     return encoded
+
+
+def _plain(value: Any) -> Encoded | None:
+    try:
+        return payload.encode_plain(value)
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        return None  # there is no memory for it, say: the longer way has words for that
 
 
 def kept_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -78,7 +86,7 @@ def output_of(arrived: Arrived, port: OutputPort, run: Callable[[Callable[[], An
     load: Callable[[], Any]
     if isinstance(arrived, Taken):
         failures, load = arrived.failures, arrived.value
-    elif arrived.kind is _BYTES:  # runs no code of anybody's
+    elif arrived.kind is _BYTES and not arrived.buffers:  # runs no code of anybody's, and takes no memory to speak of
         return OutputValue(payload.decode(arrived))
     else:
         failures = arrived.payload if arrived.kind is _ERROR else None

@@ -9,15 +9,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cores import Graph, Script
 from hubs import CHANNEL, DRIVER, FIRST, Site, a_site, soon
 from leaks import nothing_left
-from ray.exceptions import RayChannelError, RayChannelTimeoutError
+from ray.exceptions import ActorDiedError, RayChannelError, RayChannelTimeoutError
 
+from cgexec import Execution, JobFailed, JobSucceeded
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.driver_ends import ForeignInput, SocketInput, SocketOutput, WireOutputs
+from cgexec.engine.failures import capture, encode_failures
 from cgexec.engine.payload import decode, encode
+from cgexec.engine.protocol import Break, OutputPort
 from cgexec.engine.spinning import Spin
 from cgexec.engine.wire import Wire
+from cgexec.isolation import Apart
 
 LONG_S = 30.0
 CHANNELS = [CHANNEL, bytes(16)]
@@ -116,6 +121,54 @@ def test_only_what_goes_over_wires_alone_is_sent_without_a_bound(ends: tuple[Any
     engine.send([SimpleNamespace(total_bytes=1, metadata=b"")] * len(ends), 0.5)
     assert all(0.4 < timeout <= wait_s for timeout in seen)
     assert len(seen) == len(ends) - 1
+
+
+def graph_over(outputs: Outputs) -> Graph:
+    """Return a graph over an engine that has nothing but these outputs."""
+    engine = CompiledEngine.__new__(CompiledEngine)
+    engine.spec, engine.capacity = Script.spec, 4
+    engine._outputs, engine._over_wires = list(outputs.ends), outputs.all
+    for place, end in enumerate(outputs.ends):
+        end.places = [place]
+    engine._inputs, engine._encoders, engine._may_wait_to_send = [], [], False
+    engine._num_sent = engine._num_collected = 0
+    engine._apart, engine.broken, engine.condemned = Apart(), False, False
+    return Graph(engine, Break(((0, ActorDiedError()),), ActorDiedError()))
+
+
+FAILED = encode_failures([capture(ValueError("as asked"), OutputPort(0, "step"), None)])
+
+
+def with_a_failure_behind_which_more_has_arrived(outputs: Outputs) -> tuple[Graph, list[Execution]]:
+    """Return executions of which the second's failure has been read ahead of its turn; all has arrived of all."""
+    graph = graph_over(outputs)
+    executions = [graph.core.submit((number,), {}) for number in range(3)]
+    outputs.send(0, "a0", 0)
+    outputs.wires[0].send(FAILED, 1)
+    outputs.send(0, "a2", 2)
+    assert executions[0].status(0.02).info.state == "pending"  # type: ignore[attr-defined] # an ExecutionInfo
+    outputs.send(1, "b0", 0)
+    assert executions[0].result(LONG_S) == ["a0", "b0"]
+    for number in (1, 2):
+        outputs.send(1, f"b{number}", number)
+    return graph, executions
+
+
+def test_a_failure_does_not_hide_what_else_has_arrived(outputs: Outputs) -> None:
+    _, (_, second, third) = with_a_failure_behind_which_more_has_arrived(outputs)
+    assert second.done()
+    assert [type(status) for status in second.outputs(0)] == [JobFailed, JobSucceeded]
+    assert third.result(0) == ["a2", "b2"]
+
+
+def test_a_death_takes_nothing_of_what_has_arrived_behind_a_failure(outputs: Outputs) -> None:
+    graph, (_, second, third) = with_a_failure_behind_which_more_has_arrived(outputs)
+    engine: Any = graph.core.current_engine()
+    engine.broken = True
+    assert graph.core.break_off(engine, graph.why)
+    assert isinstance(second.status(LONG_S), JobFailed)
+    assert [type(status) for status in second.outputs(0)] == [JobFailed, JobSucceeded]
+    assert third.result(LONG_S) == ["a2", "b2"]
 
 
 def test_an_output_is_read_by_itself_too(outputs: Outputs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -239,6 +240,93 @@ def test_nothing_of_an_execution_is_held_while_the_next_is_waited_for(way: Way) 
 
     way(Step(ORIGIN, 1, [None]), Instance(), frames(), lambda *_: None)
     assert len(refs) == 4
+
+
+class Lease:
+    """An array that is used for something else as soon as nobody has it any more."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __reduce__(self) -> Any:
+        return np.asarray, (self.array,)
+
+    def __del__(self) -> None:
+        self.array[:] = -1
+
+
+@pytest.mark.parametrize("size", [8, payload.LARGE_BYTES])
+def test_a_result_lives_until_its_buffers_have_been_sent(way: Way, size: int) -> None:
+    pool = np.zeros(size)
+
+    def does(value: Any) -> Any:
+        pool[:] = value
+        return Lease(pool)
+
+    sent: list[Any] = []
+
+    def put(encoded: Encoded, _execution: int) -> None:
+        sent.append(np.frombuffer(bytes(encoded.buffers[0])))
+
+    way(Step(ORIGIN, 1, [None]), Calls(does), iter([frame_of(float(number), number) for number in range(3)]), put)
+    for number, array in enumerate(sent):
+        np.testing.assert_array_equal(array, np.full(size, float(number)))
+    assert len(sent) == 3
+    assert pool[0] == -1
+
+
+class Watched(Step):
+    """A step whose hand-over can be looked into."""
+
+    def _answers(self, instance: Any, passing: list[Any]) -> Any:
+        self.passing = passing
+        return super()._answers(instance, passing)
+
+
+def interrupted_at(place: int) -> bool:
+    """Raise at the n-th instruction of the loop that calls the method; returns whether there are as many."""
+    step, frames, left = Watched(ORIGIN, 1, [None]), [frame_of(number, number) for number in range(3)], place
+    answers: list[tuple[int, Any]] = []
+
+    def tracer(frame: Any, event: str, _argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code is not Step._answers.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise RuntimeError("a signal handler did that")
+        return tracer
+
+    def next_frame() -> Frame:
+        assert step.passing == []
+        if not frames:
+            raise EndError
+        return frames.pop(0)
+
+    def put(encoded: Encoded, _value: Any, execution: int) -> None:
+        answers.append((execution, None if encoded.kind is Kind.ERROR else payload.decode(encoded)))
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        step.serve(Calls(lambda given: ["answer", given]), next_frame, put)
+    except EndError:
+        assert [execution for execution, _ in answers] == [0, 1, 2]
+    except RuntimeError:
+        pass  # in between: the loop ends with it
+    finally:
+        sys.settrace(before)
+    assert all(answer in (None, ["answer", execution]) for execution, answer in answers)
+    return left <= 0
+
+
+def test_an_interruption_leaves_nothing_of_its_execution_to_the_next() -> None:
+    place = 1
+    while interrupted_at(place):
+        place += 1
+    assert place > 50
 
 
 def test_what_was_received_is_let_go_of_before_the_method_is_called() -> None:

@@ -23,6 +23,7 @@ from benchmarks.contestants import Echo, Shape, compiled, executor
 ROUNDS, CALLS, WARM_UP, SLICES = 7, 400, 50, 4
 SHAPES = (Shape("chain", 1), Shape("chain", 4))
 DEPTHS = (1, 2, 4, 8, 16)
+OBJECT_STORE_BYTES = 6 << 30  # what Ray's channels take, as many as are in flight, is not given back before Ray ends
 
 
 def pipelined(submit: Any, take: Any, depth: int, count: int) -> None:
@@ -77,7 +78,7 @@ def main() -> None:
             found.append((time.perf_counter_ns() - started) / 1e3 / count)
         return found
 
-    with harness.a_ray():
+    with harness.a_ray(OBJECT_STORE_BYTES):
         actors = [Echo.remote() for _ in range(4)]
         with harness.progress("throughput", options.rounds * 4 * len(cases)) as step:
             for name, (shape, depth) in cases.items():

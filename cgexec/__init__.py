@@ -5,6 +5,7 @@
 
 from cgexec.classify import handle_ray_error
 from cgexec.config import GraphConfig, RebuildPolicy
+from cgexec.engine.ordering import after
 from cgexec.errors import (
     CgexecError,
     GraphClosedError,
@@ -70,6 +71,7 @@ __all__ = [
     "StopwatchActor",
     "TransferError",
     "UnpicklableExceptionError",
+    "after",
     "as_completed",
     "chain",
     "current_actor_handle",

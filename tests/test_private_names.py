@@ -112,6 +112,29 @@ def test_a_group_of_accelerators_is_ended_by_its_name():
     compiled_dag_node._destroy_communicator("one that is not there")
 
 
+def test_a_node_may_be_given_arguments_that_its_method_does_not_take(spawn):
+    (actor,) = spawn(1)
+    with InputNode() as inp:
+        first = actor.work.bind(inp)
+        with pytest.raises(TypeError, match="too many positional arguments"):
+            actor.work.bind(inp, first)
+        second = actor.work.bind(inp)
+    second._bound_args = (*second._bound_args, first)
+    second._upstream_nodes.append(first)
+    first._downstream_nodes.append(second)
+    assert second.get_args() == (inp, first)
+    compiled = second.experimental_compile()
+    try:
+        (task,) = [task for task in compiled.idx_to_task.values() if task.dag_node is second]
+        assert task.args == (inp, first)
+        (made,) = [
+            each for each in compiled.actor_to_executable_tasks[actor] if each.bind_index == second._get_bind_index()
+        ]
+        assert len(made.task_inputs) == 2
+    finally:
+        compiled.teardown()
+
+
 def test_nodes_know_their_neighbours_and_their_actor(spawn):
     (actor,) = spawn(1)
     with InputNode() as inp:

@@ -1,7 +1,7 @@
 """A bound graph as a list of steps: what an engine needs that does not leave the graph to Ray's compile.
 
 A step is one call of one method. The steps stand in an order in which each comes after those that it depends on, and in
-which those of one actor come in the order in which they were bound, as far as that allows.
+which those of one actor come in the order in which they were bound.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import graphlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from ray.dag import DAGNode, InputAttributeNode, InputNode
 
 from cgexec.engine.graph_spec import BoundGraph, actor_of
+from cgexec.engine.ordering import split_arguments
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.steps import Step
 
@@ -47,18 +49,22 @@ Argument = FromInput | FromStep | Constant
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One call. ``parts``: which of the values it returns the graph uses, (None,) for the whole of a single one."""
+    """One call. ``parts``: which of the values it returns the graph uses, (None,) for the whole of a single one.
+
+    ``awaited``: what is taken, and not given to the method.
+    """
 
     origin: OutputPort
     num_returns: int
     parts: tuple[int | None, ...]
     arguments: tuple[Argument, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    awaited: tuple[Source, ...] = ()
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """What has to be taken for it, in the order of its arguments."""
-        return tuple(each for each in self.arguments if not isinstance(each, Constant))
+        return (*(each for each in self.arguments if not isinstance(each, Constant)), *self.awaited)
 
     def resolve(self, values: list[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return the method's arguments, given the values of ``sources``."""
@@ -102,30 +108,29 @@ def plan_of(bound: BoundGraph, host_ids: Mapping[Any, int]) -> Plan:
             if part not in parts[call]:
                 parts[call].append(part)
 
-    def source(node: Any) -> Argument:
+    def source(node: Any) -> Source:
         if isinstance(node, InputAttributeNode):
             return FromInput(node.key)
         if isinstance(node, InputNode):
             return FromInput(None)
-        if not isinstance(node, DAGNode):
-            return Constant(node)
         return step(node)
 
     def step(node: Any) -> FromStep:
         call, part = _call_and_part(node)
         return FromStep(number[call], parts[call].index(part))
 
-    steps = tuple(
-        PlannedStep(
+    def planned(call: Any) -> PlannedStep:
+        arguments, awaited = split_arguments(call.get_args())
+        return PlannedStep(
             OutputPort(host_ids[actor_of(call)], call.get_method_name()),
             call.num_returns,
             tuple(parts[call]),
-            tuple(source(argument) for argument in call.get_args()),
+            tuple(source(each) if isinstance(each, DAGNode) else Constant(each) for each in arguments),
             dict(call.get_kwargs()),
+            tuple(source(each) for each in awaited),
         )
-        for call in calls
-    )
-    return Plan(steps, tuple(step(node) for node in outputs))
+
+    return Plan(tuple(planned(call) for call in calls), tuple(step(node) for node in outputs))
 
 
 def _is_input(node: Any) -> bool:
@@ -138,16 +143,21 @@ def _call_and_part(node: Any) -> tuple[Any, int | None]:
 
 
 def _in_order(calls: Sequence[Any]) -> Iterator[Any]:
-    sorter: graphlib.TopologicalSorter[Any] = graphlib.TopologicalSorter()
-    for call in calls:
-        before = [node for node in call.get_args() if isinstance(node, DAGNode) and not _is_input(node)]
-        sorter.add(call, *(_call_and_part(node)[0] for node in before))
-    sorter.prepare()
-    while sorter.is_active():
-        # Private: the order in which the nodes of one actor were bound.
-        ready = sorted(sorter.get_ready(), key=lambda call: call._get_bind_index())
-        yield from ready
-        sorter.done(*ready)
+    # Private: the order in which the nodes of one actor were bound. Every handle counts for itself, so that the numbers
+    # of nodes bound through two handles of one actor say nothing.
+    by_actor: dict[Any, list[Any]] = {}
+    for call in sorted(calls, key=lambda call: call._get_bind_index()):
+        by_actor.setdefault(actor_of(call), []).append(call)
+    needed = {
+        call: {_call_and_part(node)[0] for node in call.get_args() if isinstance(node, DAGNode) and not _is_input(node)}
+        for call in calls
+    }
+    bound_before = {later: earlier for bound in by_actor.values() for earlier, later in pairwise(bound)}
+    in_turn = {call: needed[call] | {bound_before[call]} if call in bound_before else needed[call] for call in calls}
+    try:
+        yield from graphlib.TopologicalSorter(in_turn).static_order()
+    except graphlib.CycleError:
+        yield from graphlib.TopologicalSorter(needed).static_order()
 
 
 def remote_parts(plan: Plan) -> list[list[bool]]:

@@ -33,6 +33,7 @@ from cgexec.engine.failures import as_task_error, decode_failures, encode_failur
 from cgexec.engine.frames import Encoded
 from cgexec.engine.graph_spec import actor_of
 from cgexec.engine.hub import GraphKey, Hub, find_hub
+from cgexec.engine.ordering import split_arguments
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.socket_edges import FromWire, SocketEdge, SocketOutlet
 from cgexec.engine.stand_in import StandIn
@@ -96,6 +97,8 @@ class _OurTask(ExecutableTask):
 
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey) -> None:
         super().__init__(task, args, kwargs)
+        given, _ = split_arguments(args)
+        self.task_inputs = self.task_inputs[: len(given)]  # what is only waited for is read, and given to nobody
         self.key = key
         self.in_a_loop = False
 
@@ -167,13 +170,17 @@ class FramedTask(_OurTask):
         op_type: Any,
         overlap_gpu_communication: bool = False,  # noqa: ARG002
     ) -> bool:
-        """Do one step of one execution. Returns True when the graph has ended: Ray then leaves the loop."""
+        """Do one step of one execution. Returns True when the graph has ended: Ray then leaves the loop.
+
+        Ray's schedule keeps to the order in which an actor's calls were bound, but may have one read before those in
+        front of it are called, which would wait for what they need not: inputs are taken when the method is due.
+        """
         if op_type is _READ:
             lone, self._lone = self._lone, None
-            if lone is not None and lone.hub.num_tasks_started == 1:
-                return self._serve(class_handle, lone)
-            return self._take()
+            return lone is not None and lone.hub.num_tasks_started == 1 and self._serve(class_handle, lone)
         if op_type is _COMPUTE:
+            if self._take():
+                return True
             self._call(class_handle)
             return False
         return self._put(class_handle)

@@ -272,7 +272,8 @@ def test_an_input_that_cannot_be_loaded_is_an_error_of_that_execution_alone() ->
 
 
 def test_the_end_of_the_graph_ends_the_loop_as_it_reads_and_as_it_writes() -> None:
-    assert bench([FakeTap(RayChannelError("closed"))]).task.exec_operation(Worker(), READ)
+    ended = bench([FakeTap(RayChannelError("closed"))])
+    assert [ended.task.exec_operation(Worker(), op) for op in (READ, COMPUTE)] == [False, True]
     made = bench([FakeTap(value(0, 1))], [OutEdge(ended=True)])
     assert not made.task.exec_operation(made.instance, READ)
     made.task.exec_operation(made.instance, COMPUTE)
@@ -476,7 +477,7 @@ def test_a_task_opens_its_channels_in_the_hub_of_its_graph_as_the_loop_starts(si
     taken = task.output_channels[0].open_reader(reader).take(0, 1)
     assert (taken.execution, taken.failures, taken.value()) == (0, None, "value")
     hub.shut()
-    assert task.exec_operation(made.instance, READ)
+    assert [task.exec_operation(made.instance, op) for op in (READ, COMPUTE)] == [False, True]
     assert made.instance.calls == [("value",)]
     task.cancel()
 

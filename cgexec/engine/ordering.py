@@ -1,0 +1,61 @@
+"""What one call in a graph waits for without being given it.
+
+Ray knows no such thing: a node depends on its arguments. So what is only waited for is an argument, behind a marker,
+and every engine gives the method what stands before it. ``bind`` checks a call against the method's signature, hence
+they are added when it has been bound. Private names used here: of a node its ``_bound_args``, ``_upstream_nodes`` and
+``_downstream_nodes``, which its constructor sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ray.dag import ClassMethodNode, DAGNode
+
+from cgexec.errors import GraphSpecError
+
+
+class _Marker:
+    def __reduce__(self) -> str:
+        return "_AFTER"  # the global of that name: Ray copies the arguments of nodes
+
+    def __repr__(self) -> str:
+        return "after"
+
+
+_AFTER = _Marker()
+
+
+def after(node: Any, *awaited: Any) -> Any:
+    """Let a node that was just bound wait for others, and return it: ``after(actor.update.bind(step), a, b)``.
+
+    What they return is not given to the method; but if one of them fails the method is not called, and the node's
+    output is that failure. Nodes of the same actor cost nothing; those of another send it what they return. An actor's
+    calls are made in the order in which they were bound anyhow; but a node that nothing depends on, and that is no
+    output, cannot be part of a graph.
+
+    Raises:
+        GraphSpecError: one of them is no node, or ``node`` is no call of a method.
+    """
+    if not isinstance(node, ClassMethodNode) or not node.is_class_method_call:
+        raise GraphSpecError(f"after() is given {node!r}: expected what actor.method.bind(...) returns, of one value")
+    for each in awaited:
+        if not isinstance(each, DAGNode):
+            raise GraphSpecError(f"{node.get_method_name()}() is to wait for {each!r}: expected a node")
+    if awaited:
+        marker = () if any(argument is _AFTER for argument in node._bound_args) else (_AFTER,)
+        node._bound_args = (*node._bound_args, *marker, *awaited)
+        for each in awaited:
+            node._upstream_nodes.append(each)
+            each._downstream_nodes.append(node)
+    return node
+
+
+def split_arguments(arguments: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """Return what a method is given, and what is only waited for."""
+    arguments = list(arguments)
+    for place, argument in enumerate(arguments):
+        if argument is _AFTER:
+            return arguments[:place], arguments[place + 1 :]
+    return arguments, []

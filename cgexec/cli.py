@@ -11,6 +11,8 @@ from typing import get_args
 
 from cgexec import chaos, demo
 from cgexec.config import GraphConfig, Transport
+from cgexec.pipeline import as_text, draw, peak_activations, run, schedule_named
+from cgexec.pipeline.schedules import SCHEDULES
 
 
 def _num_hosts(text: str) -> int:
@@ -38,8 +40,36 @@ def _parser() -> argparse.ArgumentParser:
     try_out.add_argument(
         "--engine", choices=("compiled", "actor_calls"), default="compiled", help="(default: compiled)"
     )
-    try_out.set_defaults(verbose=False)
+    drawing = commands.add_parser("draw-schedule", help="show what each host of a pipeline does, and when")
+    drawing.add_argument("schedule", choices=[schedule.name for schedule in SCHEDULES])
+    drawing.add_argument("--stages", type=int, required=True, metavar="S", help="how many hosts")
+    drawing.add_argument("--microbatches", type=int, required=True, metavar="M")
+    drawing.add_argument("--virtual-stages", type=int, metavar="V", help="stages on each host, if interleaved")
+    drawing.add_argument("--out", metavar="FILE", help="write a picture as well: .svg, .png or .pdf")
+    for quiet in (try_out, drawing):
+        quiet.set_defaults(verbose=False)
     return parser
+
+
+def _want(parser: argparse.ArgumentParser, library: str, extra: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        parser.error(f"that wants the library {library}: pip install 'cgexec[{extra}]'")
+
+
+def _draw_schedule(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.out:
+        _want(parser, "matplotlib", "draw")
+    try:
+        order = schedule_named(options.schedule, options.virtual_stages).order(options.stages, options.microbatches)
+    except ValueError as error:
+        parser.error(str(error))
+    timeline = run(order)
+    print(as_text(timeline))
+    print(f"{timeline.bubble:.1%} idle; activations of so many microbatches at most: {peak_activations(order)}")
+    if options.out:
+        draw(timeline, options.out, title=f"{options.schedule}, {options.microbatches} microbatches")
+        print(f"wrote {options.out}")
+    return 0
 
 
 def _num_faults(text: str) -> int:
@@ -56,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.ERROR, format="%(name)s: %(message)s")
     if options.command == "demo":
         return demo.run(options.hosts, options.address, options.verbose)
-    if importlib.util.find_spec("rich") is None:
-        parser.error("chaos wants the library rich: pip install 'cgexec[chaos]'")
+    if options.command == "draw-schedule":
+        return _draw_schedule(parser, options)
+    _want(parser, "rich", "chaos")
     config = GraphConfig(transport=options.transport, engine=options.engine, buffer_size_bytes=10_000)
     return chaos.run(options.faults, options.seed, config)

@@ -27,6 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"lifecycle", "recovery", "outcomes", "stats"}),
     frozenset({"execution", "reading", "sending", "notices", "pump", "asynchronous", "executions", "waiting"})
     | {"core", "watch", "membership", "supervisor", "executor", "testing"},
+    frozenset({"pipeline"}),
     frozenset({"cli", "demo", "chaos", "__main__"}),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,36 @@
+"""Pipelines over hosts: schedules of training steps, the graphs that run them, and how they look in time."""
+
+from cgexec.pipeline.drawing import as_text, draw
+from cgexec.pipeline.operations import Operation, Order, parse_order
+from cgexec.pipeline.schedules import (
+    Schedule,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleZeroBubbleH1,
+    schedule_named,
+)
+from cgexec.pipeline.timeline import Bar, Timeline, check, peak_activations, run
+from cgexec.pipeline.training import StageMethods, StepResult, TrainingStep
+
+__all__ = [
+    "Bar",
+    "Operation",
+    "Order",
+    "Schedule",
+    "Schedule1F1B",
+    "ScheduleGPipe",
+    "ScheduleInterleaved1F1B",
+    "ScheduleZeroBubbleH1",
+    "StageMethods",
+    "StepResult",
+    "Timeline",
+    "TrainingStep",
+    "as_text",
+    "check",
+    "draw",
+    "parse_order",
+    "peak_activations",
+    "run",
+    "schedule_named",
+]

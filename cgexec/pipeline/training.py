@@ -1,0 +1,183 @@
+"""A training step as one graph: what each stage does with each microbatch, in the order that a schedule says.
+
+::
+
+    microbatch 0 ─┐                                      ┌─ target 0
+                  v                                      v
+               0F0 (host 0) ── activations ──> 1F0 (host 1) ── loss 0
+                                                 │
+               0B0 (host 0) <── gradient ───── 1B0 (host 1)
+                  │                              │
+               update (host 0)                 update (host 1)     after everything else that the host does
+
+What the stages' methods are given and return (``StageMethods`` says what they are called):
+
+- ``forward(stage, microbatch, inputs)`` returns activations: the inputs of the next stage. Those of the first stage are
+  the microbatch itself.
+- ``forward(stage, microbatch, inputs, target)``, of the last stage, returns the microbatch's loss.
+- ``backward(stage, microbatch, gradient)`` returns the gradient of the stage's inputs. ``gradient`` is that of its
+  activations, None for the last stage. What the first stage returns goes nowhere.
+- ``backward_input``, likewise, and ``backward_weight(stage, microbatch)``, which returns nothing, in its place where
+  the schedule splits the backward.
+- ``update(step)``, once for each host, behind everything else that it does, is given the number of the step.
+
+``stage`` and ``microbatch`` are numbers. A stage keeps by itself what it needs again for a microbatch. Where one of a
+host's operations has failed its ``update`` is not called, that of other hosts may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cgexec.engine.ordering import after
+from cgexec.errors import GraphSpecError
+from cgexec.pipeline.operations import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Operation
+from cgexec.pipeline.schedules import Schedule
+from cgexec.pipeline.timeline import run
+from cgexec.topology import HostInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMethods:
+    """What the methods of the stages are called."""
+
+    forward: str = "forward"
+    backward: str = "backward"
+    backward_input: str = "backward_input"
+    backward_weight: str = "backward_weight"
+    update: str = "update"
+
+
+class StepResult(NamedTuple):
+    """What a training step gives: the loss of each microbatch, and what ``update`` returned on each host, in order."""
+
+    losses: list[Any]
+    updates: list[Any]
+
+
+class TrainingStep:
+    """A builder for ``GraphExecutor``: one execution of the graph is one training step.
+
+    ::
+
+        step = TrainingStep(Schedule1F1B(), num_microbatches=8)
+        with GraphExecutor(stages, step) as graph:
+            status = graph.execute(*step.arguments(microbatches, targets, number))
+            losses, updates = step.result(status.result)
+
+    Host h has stage h, and with an interleaved schedule the stages h, S + h, ... of S hosts. It cannot go on with fewer
+    hosts: without ``RebuildPolicy.replace`` the graph fails when one is lost.
+    """
+
+    def __init__(self, schedule: Schedule, num_microbatches: int, methods: StageMethods | None = None) -> None:
+        self.schedule = schedule
+        self.num_microbatches = num_microbatches
+        self.methods = methods or StageMethods()
+        schedule.order(1, num_microbatches)  # refuses what no number of hosts can have
+
+    def __call__(self, inp: Any, actors: Sequence[Any], infos: Sequence[HostInfo]) -> list[Any]:
+        """Bind every operation, each host's in the order that the schedule says, and the updates.
+
+        Raises:
+            GraphSpecError: a host was lost and not replaced, or the schedule cannot be had with as many hosts.
+        """
+        self._check_hosts(infos)
+        try:
+            order = self.schedule.order(len(actors), self.num_microbatches)
+        except ValueError as error:
+            raise GraphSpecError(str(error)) from error
+        graph = _Binding(
+            inp, self.methods, self.num_microbatches, 1 + max(each.stage for host in order for each in host)
+        )
+        for host, operation in run(order).in_time():
+            graph.bind(actors[host], operation)
+        unused = graph.unused_by_host(order)
+        step = inp[2 * self.num_microbatches]
+        updates = [
+            after(getattr(actor, self.methods.update).bind(step), *unused[host]) for host, actor in enumerate(actors)
+        ]
+        return [*graph.losses(), *updates]
+
+    def _check_hosts(self, infos: Sequence[HostInfo]) -> None:
+        if [info.host_id for info in infos] != list(range(len(infos))):
+            left = ", ".join(str(info.host_id) for info in infos)
+            raise GraphSpecError(
+                f"a pipeline cannot go on without some of its stages (left: hosts {left}); "
+                "RebuildPolicy(replace=...) says where a new host comes from"
+            )
+
+    def arguments(self, microbatches: Sequence[Any], targets: Sequence[Any], step: int = 0) -> list[Any]:
+        """Return the arguments of ``GraphExecutor.execute`` for one step; ``step`` is what ``update`` is given.
+
+        Raises:
+            ValueError: there are not as many microbatches or targets as the graph is for.
+        """
+        for what, values in (("microbatches", microbatches), ("targets", targets)):
+            if len(values) != self.num_microbatches:
+                raise ValueError(f"{len(values)} {what} were given, and the graph is for {self.num_microbatches}")
+        return [*microbatches, *targets, step]
+
+    def result(self, outputs: Sequence[Any]) -> StepResult:
+        """Return what the result of an execution, or the statuses of its outputs, say."""
+        return StepResult(list(outputs[: self.num_microbatches]), list(outputs[self.num_microbatches :]))
+
+
+class _Binding:
+    """The nodes of a step, as they are bound."""
+
+    def __init__(self, inp: Any, methods: StageMethods, num_microbatches: int, num_stages: int) -> None:
+        self._inp = inp
+        self._methods = methods
+        self._num_microbatches = num_microbatches
+        self._last = num_stages - 1
+        self._nodes: dict[Operation, Any] = {}
+
+    def bind(self, actor: Any, operation: Operation) -> None:
+        """Bind one operation, to nodes that have been bound before."""
+        stage, kind, microbatch = operation
+        awaited: list[Any] = []
+        match kind:
+            case "F":
+                name, arguments = self._methods.forward, self._inputs(stage, microbatch)
+            case "W":
+                name, arguments = self._methods.backward_weight, []
+                awaited = [self._nodes[Operation(stage, BACKWARD_INPUT, microbatch)]]
+            case _:
+                name = self._methods.backward if kind == FULL_BACKWARD else self._methods.backward_input
+                if stage < self._last:
+                    arguments = [self._gradient_of(stage + 1, microbatch)]
+                else:
+                    arguments, awaited = [None], [self._nodes[Operation(stage, FORWARD, microbatch)]]
+        method = getattr(actor, name, None)
+        if method is None:
+            raise GraphSpecError(
+                f"{actor!r} has no method {name!r}, which stage {stage} needs for {operation}; StageMethods says what "
+                "the methods are called"
+            )
+        self._nodes[operation] = after(method.bind(stage, microbatch, *arguments), *awaited)
+
+    def _inputs(self, stage: int, microbatch: int) -> list[Any]:
+        before = self._nodes[Operation(stage - 1, FORWARD, microbatch)] if stage else self._inp[microbatch]
+        target = [self._inp[self._num_microbatches + microbatch]] if stage == self._last else []
+        return [before, *target]
+
+    def _gradient_of(self, stage: int, microbatch: int) -> Any:
+        whole, part = (Operation(stage, kind, microbatch) for kind in (FULL_BACKWARD, BACKWARD_INPUT))
+        return self._nodes.get(whole) or self._nodes[part]
+
+    def losses(self) -> list[Any]:
+        """Return the nodes of the losses, by microbatch."""
+        return [self._nodes[Operation(self._last, FORWARD, each)] for each in range(self._num_microbatches)]
+
+    def unused_by_host(self, order: Sequence[Sequence[Operation]]) -> list[list[Any]]:
+        """Return for each host the nodes whose value nobody takes: gradients of weights, and of the first inputs."""
+        return [
+            [
+                self._nodes[each]
+                for each in operations
+                if each.kind == BACKWARD_WEIGHT or (each.stage == 0 and each.kind == FULL_BACKWARD)
+            ]
+            for operations in order
+        ]

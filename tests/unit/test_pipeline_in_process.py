@@ -1,0 +1,140 @@
+"""Training steps without Ray: gradients, the order in which hosts do things, and what they keep meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from stages import StageHost, data, in_one_process
+
+from cgexec import GraphConfig, GraphExecutor, GraphSpecError, JobFailed
+from cgexec.pipeline import (
+    Schedule,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleZeroBubbleH1,
+    StageMethods,
+    TrainingStep,
+    peak_activations,
+)
+from cgexec.testing import LocalActor, kill
+
+IN_PROCESS = GraphConfig(engine="in_process")
+SCHEDULES = (ScheduleGPipe(), Schedule1F1B(), ScheduleInterleaved1F1B(2), ScheduleZeroBubbleH1())
+EVERY_SCHEDULE = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
+NUM_STEPS = 3
+
+
+def hosts(schedule: Schedule, num_hosts: int, worker: type = StageHost) -> list[Any]:
+    num_stages = num_hosts * schedule.stages_per_host
+    return [LocalActor(worker, list(range(host, num_stages, num_hosts)), num_stages) for host in range(num_hosts)]
+
+
+@EVERY_SCHEDULE
+@pytest.mark.parametrize(("num_hosts", "num_microbatches"), [(1, 1), (1, 3), (2, 4), (3, 6), (4, 8)])
+def test_every_schedule_computes_what_one_process_does(
+    schedule: Schedule, num_hosts: int, num_microbatches: int
+) -> None:
+    actors = hosts(schedule, num_hosts)
+    expected, weights = in_one_process(num_hosts * schedule.stages_per_host, num_microbatches, NUM_STEPS)
+    build = TrainingStep(schedule, num_microbatches)
+    with GraphExecutor(actors, build, config=IN_PROCESS) as graph:
+        for number in range(NUM_STEPS):
+            losses, updates = build.result(
+                graph.execute(*build.arguments(*data(number, num_microbatches), number)).result
+            )
+            np.testing.assert_allclose(losses, expected[number], rtol=0, atol=1e-12)
+            assert updates == [(number, list(range(host, len(weights), num_hosts))) for host in range(num_hosts)]
+    for actor in actors:
+        for stage, found in actor.weights.remote().result(10).items():
+            for one, other in zip(found, weights[stage], strict=True):
+                np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+
+
+@EVERY_SCHEDULE
+def test_hosts_do_what_the_schedule_says_in_its_order_and_keep_what_it_promises(schedule: Schedule) -> None:
+    actors, build = hosts(schedule, 4), TrainingStep(schedule, 8)
+    order = schedule.order(4, 8)
+    with GraphExecutor(actors, build, config=IN_PROCESS) as graph:
+        for number in range(2):
+            graph.execute(*build.arguments(*data(number, 8), number))
+    for actor, operations, peak in zip(actors, order, peak_activations(order), strict=True):
+        once = [str(operation) for operation in operations]
+        assert actor.what_was_done.remote().result(10) == ([*once, "update 0", *once, "update 1"], peak)
+
+
+class Renamed(StageHost):
+    fwd, bwd, apply = StageHost.forward, StageHost.backward, StageHost.update
+    forward = backward = update = property()  # no methods any more
+
+
+def test_the_methods_may_be_called_otherwise() -> None:
+    actors = hosts(Schedule1F1B(), 2, Renamed)
+    build = TrainingStep(Schedule1F1B(), 2, StageMethods(forward="fwd", backward="bwd", update="apply"))
+    with GraphExecutor(actors, build, config=IN_PROCESS) as graph:
+        losses, _ = build.result(graph.execute(*build.arguments(*data(0, 2))).result)
+    np.testing.assert_allclose(losses, in_one_process(2, 2, 1)[0][0], rtol=0, atol=1e-12)
+
+
+class WithoutWeights(StageHost):
+    backward_weight = property()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_hosts", "num_microbatches", "worker", "told"),
+    [
+        (Schedule1F1B(), 3, 2, StageHost, "1F1B cannot be had with 2 microbatches on 3 hosts"),
+        (ScheduleZeroBubbleH1(), 2, 2, WithoutWeights, "has no method 'backward_weight', which stage 0 needs for 0W0"),
+    ],
+    ids=["too few microbatches", "a method is missing"],
+)
+def test_what_cannot_be_built_says_why(
+    schedule: Schedule, num_hosts: int, num_microbatches: int, worker: type, told: str
+) -> None:
+    with pytest.raises(GraphSpecError, match=told):
+        GraphExecutor(hosts(schedule, num_hosts, worker), TrainingStep(schedule, num_microbatches), config=IN_PROCESS)
+
+
+@pytest.mark.parametrize("num_microbatches", [0, -1, 1.0, True, "2"])
+def test_a_number_of_microbatches_is_a_whole_number(num_microbatches: Any) -> None:
+    with pytest.raises(ValueError, match=r"num_microbatches=.*expected a whole number"):
+        TrainingStep(ScheduleGPipe(), num_microbatches)
+
+
+def test_microbatches_and_targets_are_counted() -> None:
+    build = TrainingStep(ScheduleGPipe(), 2)
+    with pytest.raises(ValueError, match="3 microbatches were given, and the graph is for 2"):
+        build.arguments([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="1 targets were given, and the graph is for 2"):
+        build.arguments([1, 2], [1])
+
+
+def test_a_lost_stage_that_is_not_replaced_fails_the_graph() -> None:
+    actors, build = hosts(Schedule1F1B(), 3), TrainingStep(Schedule1F1B(), 3)
+    with GraphExecutor(actors, build, config=IN_PROCESS) as graph:
+        graph.execute(*build.arguments(*data(0, 3)))
+        kill(actors[1])
+        while graph.failure is None:
+            graph.execute(*build.arguments(*data(1, 3)))
+        assert "cannot go on without some of its stages (left: hosts 0, 2)" in str(graph.failure)
+
+
+class Failing(StageHost):
+    def backward(self, stage, microbatch, gradient):
+        if (stage, microbatch) == (0, 1):
+            raise ArithmeticError("not this one")
+        return super().backward(stage, microbatch, gradient)
+
+
+def test_a_host_that_could_not_do_all_is_not_updated() -> None:
+    actors, build = hosts(Schedule1F1B(), 2, Failing), TrainingStep(Schedule1F1B(), 2)
+    with GraphExecutor(actors, build, config=IN_PROCESS) as graph:
+        execution = graph.submit(*build.arguments(*data(0, 2)))
+        assert isinstance(execution.status(), JobFailed)
+        losses, updates = build.result(execution.outputs())
+        assert [status.result for status in losses] == in_one_process(2, 2, 1)[0][0]
+        assert isinstance(updates[0], JobFailed)
+        assert isinstance(updates[0].error, ArithmeticError)
+    assert "update 0" not in actors[0].what_was_done.remote().result(10)[0]

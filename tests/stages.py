@@ -6,6 +6,8 @@ gradient of a step is the sum over its microbatches.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import Any
 
@@ -92,6 +94,16 @@ class StageHost:
             layer.update()
         return step, sorted(self.layers)
 
+    def get_state(self):
+        """Return the weights and biases of each stage, as a snapshot keeps them."""
+        return self.weights()
+
+    def set_state(self, state):
+        """Be as at the beginning of a step, with these weights."""
+        for stage, (weights, bias) in state.items():
+            self.layers[stage].weights, self.layers[stage].bias = weights, bias
+            self.layers[stage].start_step()
+
     def weights(self):
         """Return the weights and biases of each stage."""
         return {stage: (layer.weights, layer.bias) for stage, layer in self.layers.items()}
@@ -99,6 +111,53 @@ class StageHost:
     def what_was_done(self):
         """Return what was asked of this host, in order, and its peak of live activations."""
         return self.done, self.peak
+
+
+class Mortal(StageHost):
+    """Ends at one operation of one step: ``doom`` is (step, operation), ``end`` how."""
+
+    def __init__(self, stages: list[int], num_stages: int, doom: Any = None, end: str = "exit") -> None:
+        super().__init__(stages, num_stages)
+        self.step, self.doom, self.end = 0, doom, end
+
+    def _meet(self, operation: str) -> None:
+        if self.doom == (self.step, operation):
+            if self.end == "raise":
+                self.doom = None
+                raise ArithmeticError(f"in {operation} of step {self.step}")
+            if self.end == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise SystemExit
+
+    def forward(self, stage, microbatch, inputs, *target):
+        self._meet(f"{stage}F{microbatch}")
+        return super().forward(stage, microbatch, inputs, *target)
+
+    def backward(self, stage, microbatch, gradient):
+        self._meet(f"{stage}B{microbatch}")
+        return super().backward(stage, microbatch, gradient)
+
+    def backward_input(self, stage, microbatch, gradient):
+        self._meet(f"{stage}I{microbatch}")
+        return super().backward_input(stage, microbatch, gradient)
+
+    def backward_weight(self, stage, microbatch):
+        self._meet(f"{stage}W{microbatch}")
+        return super().backward_weight(stage, microbatch)
+
+    def update(self, step):
+        self._meet("update")
+        if step != self.step:
+            raise AssertionError(f"step {step} is asked of a state that has seen {self.step}")
+        self.step += 1
+        return super().update(step)
+
+    def get_state(self):
+        return self.step, super().get_state()
+
+    def set_state(self, state):
+        self.step, weights = state
+        super().set_state(weights)
 
 
 class Noting:

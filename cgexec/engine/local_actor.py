@@ -204,6 +204,11 @@ class LocalActor(LocalHandle):
             raise AttributeError(f"{self._class.__name__} has no method {name!r}")
         return LocalMethod(self, name)
 
+    @property
+    def __ray_call__(self) -> LocalMethod:
+        """As that of Ray's handles: ``__ray_call__.remote(function, *args)`` runs ``function(instance, *args)``."""
+        return LocalMethod(self, "__ray_call__")
+
     def __dir__(self) -> list[str]:
         methods = [each for each in dir(self._class) if not each.startswith("_")]
         return [*super().__dir__(), *(each for each in methods if callable(getattr(self._class, each, None)))]
@@ -264,8 +269,12 @@ class LocalMethod:
 
     def remote(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call the method, in its turn, and return the future of its result."""
-        call = _Call(lambda: getattr(self._actor._process.instance, self._name)(*args, **kwargs))
         process = self._actor._process
+        if self._name == "__ray_call__":
+            function, *rest = args
+            call = _Call(lambda: function(process.instance, *rest, **kwargs))
+        else:
+            call = _Call(lambda: getattr(process.instance, self._name)(*args, **kwargs))
         process.post(call)
         while process.inline and not call.future.done() and process.do_next():
             pass

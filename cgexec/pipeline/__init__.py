@@ -10,18 +10,24 @@ from cgexec.pipeline.schedules import (
     ScheduleZeroBubbleH1,
     schedule_named,
 )
+from cgexec.pipeline.snapshot_format import SnapshotError
+from cgexec.pipeline.snapshots import PipelineSnapshots
 from cgexec.pipeline.timeline import Bar, Timeline, check, peak_activations, run
+from cgexec.pipeline.trainer import PipelineTrainer
 from cgexec.pipeline.training import StageMethods, StepResult, TrainingStep
 
 __all__ = [
     "Bar",
     "Operation",
     "Order",
+    "PipelineSnapshots",
+    "PipelineTrainer",
     "Schedule",
     "Schedule1F1B",
     "ScheduleGPipe",
     "ScheduleInterleaved1F1B",
     "ScheduleZeroBubbleH1",
+    "SnapshotError",
     "StageMethods",
     "StepResult",
     "Timeline",

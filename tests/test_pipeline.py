@@ -57,7 +57,7 @@ def test_a_step_computes_what_one_process_does_in_the_order_of_its_schedule(
     spawn: Spawner, way: str, schedule: Schedule, num_hosts: int, num_microbatches: int
 ) -> None:
     actors = spawn(num_hosts, hosting(schedule, num_hosts))
-    build = TrainingStep(schedule, num_microbatches)
+    build = TrainingStep(schedule, num_hosts, num_microbatches)
     expected, weights = in_one_process(num_hosts * schedule.stages_per_host, num_microbatches, NUM_STEPS)
     with GraphExecutor(actors, build, config=WAYS[way]) as graph:
         for step in range(NUM_STEPS):

@@ -1,6 +1,7 @@
 """Pipelines over hosts: schedules of training steps, the graphs that run them, and how they look in time."""
 
 from cgexec.pipeline.drawing import as_text, draw
+from cgexec.pipeline.inference import InferencePipeline, StageGroups
 from cgexec.pipeline.operations import Operation, Order, parse_order
 from cgexec.pipeline.schedules import (
     Schedule,
@@ -18,6 +19,7 @@ from cgexec.pipeline.training import StageMethods, StepResult, TrainingStep
 
 __all__ = [
     "Bar",
+    "InferencePipeline",
     "Operation",
     "Order",
     "PipelineSnapshots",
@@ -28,6 +30,7 @@ __all__ = [
     "ScheduleInterleaved1F1B",
     "ScheduleZeroBubbleH1",
     "SnapshotError",
+    "StageGroups",
     "StageMethods",
     "StepResult",
     "Timeline",

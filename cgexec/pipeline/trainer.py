@@ -104,7 +104,7 @@ class PipelineTrainer:
         if resume and snapshots.directory is None:
             raise ValueError("resume=True is not usable without PipelineSnapshots(directory=...)")
         self._max_losses = check_count("max_losses", max_losses, "PipelineTrainer")
-        self._build = TrainingStep(schedule, num_microbatches, methods)
+        self._build = TrainingStep(schedule, len(stages), num_microbatches, methods)
         self._snapshots = snapshots
         self._then = policy.on_rebuild
         self._bringing_back = threading.Lock()  # by the graph's hook, or by us

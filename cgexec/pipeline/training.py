@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 from cgexec.engine.ordering import after
 from cgexec.errors import GraphSpecError
+from cgexec.pipeline.complete import check_complete
 from cgexec.pipeline.operations import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Operation
 from cgexec.pipeline.schedules import Schedule
 from cgexec.pipeline.timeline import run
@@ -62,32 +63,35 @@ class TrainingStep:
 
     ::
 
-        step = TrainingStep(Schedule1F1B(), num_microbatches=8)
+        step = TrainingStep(Schedule1F1B(), num_stages=4, num_microbatches=8)
         with GraphExecutor(stages, step) as graph:
             status = graph.execute(*step.arguments(microbatches, targets, number))
             losses, updates = step.result(status.result)
 
-    Host h has stage h, and with an interleaved schedule the stages h, S + h, ... of S hosts. It cannot go on with fewer
-    hosts: without ``RebuildPolicy.replace`` the graph fails when one is lost.
+    ``num_stages`` is the number of hosts, as for ``Schedule.order``. Host h has stage h, and with an interleaved
+    schedule the stages h, S + h, ... of S hosts. It cannot go on with fewer hosts: without ``RebuildPolicy.replace`` the
+    graph fails when one is lost.
+
+    Raises:
+        ValueError: the schedule cannot be had with these numbers; says why.
     """
 
-    def __init__(self, schedule: Schedule, num_microbatches: int, methods: StageMethods | None = None) -> None:
+    def __init__(
+        self, schedule: Schedule, num_stages: int, num_microbatches: int, methods: StageMethods | None = None
+    ) -> None:
         self.schedule = schedule
         self.num_microbatches = num_microbatches
         self.methods = methods or StageMethods()
-        schedule.order(1, num_microbatches)  # refuses what no number of hosts can have
+        self._order = schedule.order(num_stages, num_microbatches)
 
     def __call__(self, inp: Any, actors: Sequence[Any], infos: Sequence[HostInfo]) -> list[Any]:
         """Bind every operation, each host's in the order that the schedule says, and the updates.
 
         Raises:
-            GraphSpecError: a host was lost and not replaced, or the schedule cannot be had with as many hosts.
+            GraphSpecError: there are not as many hosts, or one has not all the methods that it needs.
         """
-        self._check_hosts(infos)
-        try:
-            order = self.schedule.order(len(actors), self.num_microbatches)
-        except ValueError as error:
-            raise GraphSpecError(str(error)) from error
+        order = self._order
+        check_complete(infos, len(order))
         graph = _Binding(
             inp, self.methods, self.num_microbatches, 1 + max(each.stage for host in order for each in host)
         )
@@ -99,14 +103,6 @@ class TrainingStep:
             after(getattr(actor, self.methods.update).bind(step), *unused[host]) for host, actor in enumerate(actors)
         ]
         return [*graph.losses(), *updates]
-
-    def _check_hosts(self, infos: Sequence[HostInfo]) -> None:
-        if [info.host_id for info in infos] != list(range(len(infos))):
-            left = ", ".join(str(info.host_id) for info in infos)
-            raise GraphSpecError(
-                f"a pipeline cannot go on without some of its stages (left: hosts {left}); "
-                "RebuildPolicy(replace=...) says where a new host comes from"
-            )
 
     def arguments(self, microbatches: Sequence[Any], targets: Sequence[Any], step: int = 0) -> list[Any]:
         """Return the arguments of ``GraphExecutor.execute`` for one step; ``step`` is what ``update`` is given.

@@ -35,12 +35,17 @@ Rounds = dict[str, list[list[float]]]  # the figures of each round, by contestan
 
 def options(description: str, *, rounds: int, calls: int) -> argparse.Namespace:
     """Return the options of the command line; ``description`` is the docstring of the benchmark."""
+    return parser(description, rounds=rounds, calls=calls).parse_args()
+
+
+def parser(description: str, *, rounds: int, calls: int) -> argparse.ArgumentParser:
+    """Return what parses the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each contestant has its turn")
     parser.add_argument("--calls", type=int, default=calls, help="how many calls make a turn")
     parser.add_argument("--only", metavar="TEXT", default="", help="only the cases whose name contains TEXT")
-    return parser.parse_args()
+    return parser
 
 
 @contextmanager

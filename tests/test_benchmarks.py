@@ -18,6 +18,7 @@ SMALLEST = {
     "scale": ["--only", "2"],
     "leak": [],
     "event_loop": [],
+    "pipeline": ["--only", "1f1b", "--calls", "2"],
     "hot_path": [],
 }
 IN_A_CAMPAIGN = set(SMALLEST) - {"latency"}

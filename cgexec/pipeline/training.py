@@ -69,8 +69,8 @@ class TrainingStep:
             losses, updates = step.result(status.result)
 
     ``num_stages`` is the number of hosts, as for ``Schedule.order``. Host h has stage h, and with an interleaved
-    schedule the stages h, S + h, ... of S hosts. It cannot go on with fewer: without ``RebuildPolicy.replace`` the graph
-    fails when one is lost.
+    schedule the stages h, S + h, ... of S hosts. It cannot go on with fewer hosts: without ``RebuildPolicy.replace``
+    the graph fails when one is lost.
 
     Raises:
         ValueError: the schedule cannot be had with these numbers; says why.

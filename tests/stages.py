@@ -160,6 +160,20 @@ class Mortal(StageHost):
         super().set_state(weights)
 
 
+class Rank:
+    """One of several hosts of a stage: adds what tells it apart, and notes the rows it is given."""
+
+    def __init__(self, label: int) -> None:
+        self.label, self.given = label, []
+
+    def step(self, rows):
+        self.given += list(rows[:, 0])
+        return np.concatenate([rows, np.full((len(rows), 1), self.label)], axis=1)
+
+    def what_was_given(self):
+        return self.given
+
+
 class Noting:
     """Notes what it is given."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import ray
 from conftest import Spawner
 from pool import WAYS
-from stages import Noting, StageHost, data, in_one_process
+from stages import Noting, Rank, StageHost, data, in_one_process
 
-from cgexec import GraphExecutor, after
+from cgexec import GraphExecutor, HostInfo, JobSucceeded, RebuildPolicy, after
 from cgexec.pipeline import (
+    InferencePipeline,
     Schedule,
     Schedule1F1B,
     ScheduleGPipe,
@@ -21,6 +23,7 @@ from cgexec.pipeline import (
     TrainingStep,
     peak_activations,
 )
+from cgexec.testing import kill_process
 
 pytestmark = pytest.mark.num_ways(1)
 
@@ -99,3 +102,37 @@ def test_what_is_waited_for_is_not_given_and_its_failure_is_handed_on(spawn: Spa
         *((2,), ("back",), (2, "beside")),
     ]
     assert ray.get(actors[1].what_was_given.remote()) == [(), ()]
+
+
+@EVERY_WAY
+def test_batches_go_through_stages_of_several_ranks_in_microbatches(spawn: Spawner, way: str) -> None:
+    actors = spawn(4, Rank)
+    batches = [np.arange(size, dtype=float).reshape(-1, 1) + 1000 * size for size in (5, 1, 12, 3)]
+    with InferencePipeline(actors, "step", num_ranks=2, config=WAYS[way]) as pipeline:
+        for batch, status in zip(batches, pipeline.map(batches, num_microbatches=3), strict=True):
+            assert isinstance(status, JobSucceeded)
+            np.testing.assert_array_equal(status.result[:, 0], batch[:, 0])
+            np.testing.assert_array_equal(status.result[:, 1:], np.tile([0.0, 2.0], (len(batch), 1)))
+    everything = [number for batch in batches for number in batch[:, 0]]
+    assert ray.get([actor.what_was_given.remote() for actor in actors]) == [everything] * 4
+
+
+@EVERY_WAY
+def test_a_rank_that_is_lost_is_replaced_and_every_batch_is_answered(spawn: Spawner, way: str) -> None:
+    actors = spawn(4, Rank)
+    config = replace(WAYS[way], retry_preempted=2)
+
+    def new(info: HostInfo) -> Any:
+        (actor,) = spawn(1, Rank)
+        ray.get(actor.__ray_call__.remote(lambda instance, label: setattr(instance, "label", label), info.host_id))
+        return actor
+
+    batches = [np.arange(4.0).reshape(-1, 1) + 10 * number for number in range(60)]
+    with InferencePipeline(actors, "step", num_ranks=2, config=config, policy=RebuildPolicy(replace=new)) as pipeline:
+        for number, status in enumerate(pipeline.map(iter(batches), num_microbatches=2)):
+            if number == 20:
+                kill_process(actors[2])
+            assert isinstance(status, JobSucceeded), status
+            np.testing.assert_array_equal(status.result[:, 0], batches[number][:, 0])
+            np.testing.assert_array_equal(status.result[:, 1:], np.tile([0.0, 2.0], (4, 1)))
+        assert pipeline.graph.generation == 1

@@ -1,6 +1,7 @@
-"""One HTML page of what was measured: a table and a plot for each file.
+"""One HTML page of what was measured: a table and a plot for each file; or the README's table, and its plot.
 
 python -m benchmarks.report results/*.json --out report.html
+python -m benchmarks.report results/*.json --markdown --plot benchmarks/ratios.svg
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +79,58 @@ def plot(measured: dict[str, Any]) -> str:
     return base64.b64encode(drawn.getvalue()).decode()
 
 
+# -- for the README ----------------------------------------------------------------------------------------------------
+
+OURS, THEIRS = "cgexec, socket", ("raw", "by hand")
+
+
+def markdown(files: Sequence[dict[str, Any]]) -> str:
+    """Return a table of all files: a line for each case, with the raw graph, or the loop on it, beside cgexec."""
+    lines = ["| | raw | cgexec | ratio |", "|---|---|---|---|"]
+    for measured in files:
+        by_case: dict[str, dict[str, Any]] = {}
+        for row in measured["rows"]:
+            by_case.setdefault(row["case"], {})[row["contestant"]] = row
+        for case, rows in by_case.items():
+            base = next((rows[name] for name in THEIRS if name in rows), None)
+            if base is None or OURS not in rows:
+                continue
+            ours = rows[OURS]
+            medians = [f"{row['median']:,.3g} {row['unit']}" for row in (base, ours)]
+            ratio = "" if ours["ratio"] is None else f"{ours['ratio']:.2f}"
+            lines.append(f"| {case} | {' | '.join(medians)} | {ratio} |")
+    return "\n".join(lines)
+
+
+def draw_ratios(files: Sequence[dict[str, Any]], path: str) -> None:
+    """Write bars of how long cgexec takes of what the raw graph takes, a bar for each case."""
+    rows = [
+        row for measured in files for row in measured["rows"] if row["contestant"] == OURS and row["ratio"] is not None
+    ]
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.22 * len(rows)), layout="constrained")
+    bars = axes.barh([row["case"] for row in rows], [row["ratio"] for row in rows])
+    axes.bar_label(bars, fmt="%.2f", padding=2, fontsize="small")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("time of cgexec, raw Compiled Graph = 1")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="FILE", help="what a benchmark wrote with --json")
-    parser.add_argument("--out", default="report.html", metavar="FILE")
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: report.html)")
+    parser.add_argument("--markdown", action="store_true", help="print the README's table instead")
+    parser.add_argument("--plot", metavar="FILE", help="with --markdown: write the README's plot")
     options = parser.parse_args()
-    sections = "\n".join(section(json.loads(Path(path).read_text())) for path in options.files)
-    Path(options.out).write_text(PAGE.format(sections=sections))
+    files = [json.loads(Path(path).read_text()) for path in options.files]
+    if options.markdown:
+        print(markdown(files))
+        if options.plot:
+            draw_ratios(files, options.plot)
+        return
+    Path(options.out).write_text(PAGE.format(sections="\n".join(map(section, files))))
     print(f"wrote {options.out}")
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -98,3 +99,28 @@ def test_a_page_has_a_table_and_a_plot_for_each_file(measured: Path, tmp_path: P
     assert text.count("<tr>") == 2 * (1 + 3)
     assert "cgexec &lt;socket&gt;" in text
     assert "<socket>" not in text
+
+
+def test_the_table_of_the_readme_has_a_line_for_each_case_with_a_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    files = []
+    for name, base in (("latency", "raw"), ("recovery", "by hand")):
+        files.append(str(tmp_path / f"{name}.json"))
+        found = {base: [[10.0, 12.0]], "cgexec, socket": [[5.0, 6.0]], "floor": [[1.0, 1.0]]}
+        table = [
+            *harness.rows(f"{name}, a case", "us", found, base=base),
+            *harness.rows("alone", "us", {"cgexec, socket": [[3.0]]}),
+        ]
+        harness.show(name, table, files[-1], f"python -m benchmarks.{name}")
+    capsys.readouterr()
+    plot = tmp_path / "ratios.svg"
+    monkeypatch.setattr("sys.argv", ["report", *files, "--markdown", "--plot", str(plot)])
+    report.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "| | raw | cgexec | ratio |",
+        "|---|---|---|---|",
+        "| latency, a case | 11 us | 5.5 us | 0.50 |",
+        "| recovery, a case | 11 us | 5.5 us | 0.50 |",
+    ]
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")

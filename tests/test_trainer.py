@@ -12,9 +12,9 @@ import pytest
 import ray
 from conftest import Spawner
 from pool import WAYS
-from stages import Mortal, data, in_one_process
+from stages import Mortal, SlowToUpdate, data, in_one_process
 
-from cgexec import JobSucceeded, RebuildPolicy
+from cgexec import JobFailed, JobSucceeded, RebuildPolicy
 from cgexec.pipeline import (
     PipelineSnapshots,
     PipelineTrainer,
@@ -41,9 +41,11 @@ class Training:
         schedule: Schedule,
         snapshots: PipelineSnapshots,
         doom: Any = None,
+        kind: type = Mortal,
+        end: str = "kill",
         **options: Any,
     ) -> None:
-        self._spawn, self._schedule = spawn, schedule
+        self._spawn, self._schedule, self._kind, self._end = spawn, schedule, kind, end
         self._num_stages = NUM_HOSTS * schedule.stages_per_host
         host, *where = doom or (-1,)
         self.actors = [self.start(each, tuple(where) if each == host else None) for each in range(NUM_HOSTS)]
@@ -59,7 +61,7 @@ class Training:
 
     def start(self, host: int, doom: Any) -> Any:
         stages = list(range(host, self._num_stages, NUM_HOSTS))
-        actor = ray.remote(Mortal).options(num_cpus=0).remote(stages, self._num_stages, doom, "kill")
+        actor = ray.remote(self._kind).options(num_cpus=0).remote(stages, self._num_stages, doom, self._end)
         self._spawn.actors.append(actor)
         return actor
 
@@ -122,6 +124,20 @@ def test_the_weights_are_the_same_to_the_last_bit_wherever_a_host_is_killed(
     spawn: Spawner, schedule: Schedule, host: int, operation: str
 ) -> None:
     try_out(spawn, "socket", schedule, host, operation)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.num_ways(1)
+def test_the_stages_are_not_brought_back_before_all_have_done_with_a_step_that_failed(spawn: Spawner, way: str) -> None:
+    """An update that came behind that would change them once more."""
+    training = Training(spawn, way, Schedule1F1B(), PipelineSnapshots(), (0, 1, "0B0"), kind=SlowToUpdate, end="raise")
+    losses, _ = in_one_process(NUM_HOSTS, NUM_MICROBATCHES, NUM_STEPS)
+    with training.trainer as trainer:
+        assert training.run(1) == losses[:1]
+        assert isinstance(trainer.step(*data(1, NUM_MICROBATCHES)), JobFailed)
+        assert training.run() == losses[1:]
+        training.check_weights()
+        assert trainer.graph.generation == 0
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -71,9 +71,9 @@ class PipelineTrainer:
         snapshots: how the state of the stages is kept. One is taken before the first step.
         resume: whether to begin with the last step of which ``snapshots.directory`` has every stage.
         max_losses: how often hosts may be lost while one ``step`` is asked for, before it answers JobPreempted.
-        config, policy, name: of the graph. ``policy.replace`` says where a new host comes from: without it the graph
-            fails when one is lost. A new host has the state of a snapshot before it does anything; behind that
-            ``policy.on_rebuild`` runs, and ``policy.hook_timeout_s`` bounds both.
+        config, policy, name: of the graph; ``fail_fast`` is False, whatever is said. ``policy.replace`` says where a
+            new host comes from: without it the graph fails when one is lost. A new host has the state of a snapshot
+            before it does anything; behind that ``policy.on_rebuild`` runs, and ``policy.hook_timeout_s`` bounds both.
 
     Raises:
         ValueError, GraphSpecError: as ``GraphExecutor``; ``retry_preempted`` is refused, since steps change the stages.
@@ -117,7 +117,9 @@ class PipelineTrainer:
         self._steps_done = 0
         self._running: _Running | None = None
         self._snapshot_error: Exception | None = None
-        hook = _weakly(self._rebuilt)
+        # A step that has failed is over when every host has done with it: an update that comes after the stages were
+        # brought back would change them once more.
+        config, hook = replace(config, fail_fast=False), _weakly(self._rebuilt)
         self.graph = GraphExecutor(
             stages, self._build, name=name, kind="training", config=config, policy=replace(policy, on_rebuild=hook)
         )

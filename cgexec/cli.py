@@ -64,10 +64,14 @@ def _draw_schedule(parser: argparse.ArgumentParser, options: argparse.Namespace)
     except ValueError as error:
         parser.error(str(error))
     timeline = run(order)
+    if options.out:
+        try:
+            draw(timeline, options.out, title=f"{options.schedule}, {options.microbatches} microbatches")
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
     print(as_text(timeline))
     print(f"{timeline.bubble:.1%} idle; activations of so many microbatches at most: {peak_activations(order)}")
     if options.out:
-        draw(timeline, options.out, title=f"{options.schedule}, {options.microbatches} microbatches")
         print(f"wrote {options.out}")
     return 0
 

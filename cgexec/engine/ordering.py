@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ray.dag import ClassMethodNode, DAGNode
+from ray.dag import ClassMethodNode, InputAttributeNode, InputNode
 
 from cgexec.errors import GraphSpecError
 
@@ -36,13 +36,17 @@ def after(node: Any, *awaited: Any) -> Any:
     output, cannot be part of a graph.
 
     Raises:
-        GraphSpecError: one of them is no node, or ``node`` is no call of a method.
+        GraphSpecError: one of them is no node, or waits for this one; or ``node`` is no call of a method.
     """
     if not isinstance(node, ClassMethodNode) or not node.is_class_method_call:
         raise GraphSpecError(f"after() is given {node!r}: expected what actor.method.bind(...) returns, of one value")
     for each in awaited:
-        if not isinstance(each, DAGNode):
-            raise GraphSpecError(f"{node.get_method_name()}() is to wait for {each!r}: expected a node")
+        if not isinstance(each, (ClassMethodNode, InputNode, InputAttributeNode)):
+            raise GraphSpecError(
+                f"{node.get_method_name()}() is to wait for {each!r}: expected a node of a method, or an input"
+            )
+        if each is node or (node._downstream_nodes and node in _leading_to(each)):
+            raise GraphSpecError(f"{node.get_method_name()}() is to wait for {each!r}, which waits for it")
     if awaited:
         marker = () if any(argument is _AFTER for argument in node._bound_args) else (_AFTER,)
         node._bound_args = (*node._bound_args, *marker, *awaited)
@@ -50,6 +54,18 @@ def after(node: Any, *awaited: Any) -> Any:
             node._upstream_nodes.append(each)
             each._downstream_nodes.append(node)
     return node
+
+
+def _leading_to(node: Any) -> set[Any]:
+    """Return a node and all that it depends on."""
+    found: set[Any] = set()
+    queue = [node]
+    while queue:
+        each = queue.pop()
+        if each not in found:
+            found.add(each)
+            queue += each._upstream_nodes
+    return found
 
 
 def split_arguments(arguments: Iterable[Any]) -> tuple[list[Any], list[Any]]:

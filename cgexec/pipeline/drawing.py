@@ -9,28 +9,40 @@ from cgexec.pipeline.operations import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD,
 from cgexec.pipeline.timeline import Timeline
 
 _COLOURS = {FORWARD: "#4c78a8", FULL_BACKWARD: "#f58518", BACKWARD_INPUT: "#e45756", BACKWARD_WEIGHT: "#72b7b2"}
+SUFFIXES = (".svg", ".png", ".pdf")
 _MEANING = {FORWARD: "forward", FULL_BACKWARD: "backward", BACKWARD_INPUT: "of input", BACKWARD_WEIGHT: "of weights"}
 
 
 def as_text(timeline: Timeline) -> str:
-    """Return one line for each host: a column is the time of the shortest operation, and a dot stands for idle time."""
+    """Return one line for each host: a column is the time of the shortest operation, and a dot stands for idle time.
+
+    Operations whose times are no multiples of that are drawn to the nearest column, one column at least.
+    """
     unit = min(bar.end - bar.start for host in timeline.hosts for bar in host)
     width = 1 + max(len(str(bar.operation)) for host in timeline.hosts for bar in host)
+    digits = len(str(len(timeline.hosts) - 1))
     lines = []
     for number, host in enumerate(timeline.hosts):
         line = ""
         for bar in host:
             line = line.ljust(round(bar.start / unit) * width, ".")
             line += str(bar.operation).ljust(round(bar.end / unit) * width - len(line) - 1, "-") + "|"
-        lines.append(f"host {number}  {line.ljust(round(timeline.span / unit) * width, '.')}")
+        lines.append(f"host {number:<{digits}}  {line.ljust(round(timeline.span / unit) * width, '.')}")
     return "\n".join(lines)
 
 
 def draw(timeline: Timeline, path: str | Path, *, title: str = "", unit: str = "") -> None:
     """Write a picture of a timeline: a bar for each operation, a row for each host.
 
-    The suffix of ``path`` says in which format: .svg, .png or .pdf. Raises ImportError without matplotlib.
+    The suffix of ``path`` says in which format: .svg, .png or .pdf.
+
+    Raises:
+        ValueError: it says another.
+        ImportError: matplotlib is not there.
+        OSError: the file cannot be written.
     """
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(f"{path} is to be a picture: expected a name that ends in {' or '.join(SUFFIXES)}")
     figure = _figure(len(timeline.hosts))
     axes = figure.add_subplot()
     start = min(bar.start for host in timeline.hosts for bar in host)

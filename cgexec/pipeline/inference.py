@@ -29,7 +29,7 @@ from cgexec.hosts import HostGroup
 from cgexec.pipeline.complete import check_complete
 from cgexec.settings import check_count
 from cgexec.shapes import Methods
-from cgexec.status import JobStatus, JobSucceeded
+from cgexec.status import ExecutionInfo, JobFailed, JobStatus, JobSucceeded
 from cgexec.topology import HostInfo
 
 
@@ -108,15 +108,18 @@ class InferencePipeline:
         """Return a status for each batch, in order; every stage is kept busy, with microbatches of several batches.
 
         ``split(batch, num_microbatches)`` makes microbatches of a batch, and ``join(results)`` one result of theirs: by
-        default arrays are split and joined along their first axis, and lists and tuples likewise. A batch with fewer
-        rows than microbatches has as many microbatches as rows. The status of a batch is JobSucceeded if all of its
-        microbatches were, else that of the first which was not. ``timeout_s`` is the get timeout of each microbatch.
-        What ``batches``, ``split`` or ``join`` raise is raised, behind the statuses of what had been sent before.
+        default numpy's arrays are split and joined along their first axis, and lists and tuples likewise; where there
+        is to be one microbatch it is the batch, whatever that is. A batch with fewer rows has as many microbatches as
+        rows. The status of a batch is JobSucceeded if all of its microbatches were, else that of the first which was
+        not; what ``join`` raises makes it JobFailed. ``timeout_s`` is the get timeout of each microbatch. What
+        ``batches`` or ``split`` raise is raised, behind the statuses of what had been sent before.
 
         Raises:
             ValueError: ``num_microbatches`` is not usable.
         """
         check_count("num_microbatches", num_microbatches, "InferencePipeline.map")
+        if num_microbatches == 1:
+            split, join = split or _whole, join or _only
         return self._mapped(batches, num_microbatches, split or _split, join or _join, timeout_s)
 
     def _mapped(
@@ -131,7 +134,7 @@ class InferencePipeline:
 
         def microbatches() -> Iterator[Any]:
             for batch in batches:
-                parts = [batch] if num_microbatches == 1 else list(split(batch, num_microbatches))
+                parts = list(split(batch, num_microbatches))
                 if not parts:
                     raise ValueError("split() has made no microbatches of a batch: at least one was expected")
                 sizes.append(len(parts))
@@ -142,7 +145,7 @@ class InferencePipeline:
             found.append(_of_the_first_rank(status))
             if len(found) == sizes[0]:
                 sizes.popleft()
-                yield _joined(found, join if num_microbatches > 1 else _only)
+                yield _joined(found, join)
                 found = []
 
     def close(self, timeout_s: float | None = None) -> None:
@@ -171,7 +174,14 @@ def _joined(statuses: Sequence[JobStatus], join: Callable[[Sequence[Any]], Any])
         if not isinstance(status, JobSucceeded):
             return status
         results.append(status.result)
-    return JobSucceeded(statuses[-1].info, join(results))
+    try:
+        return JobSucceeded(statuses[-1].info, join(results))
+    except Exception as error:  # noqa: BLE001 - the caller's, of this batch alone
+        return JobFailed(replace(cast("ExecutionInfo", statuses[-1].info), state="failed"), error)
+
+
+def _whole(batch: Any, _num_microbatches: int) -> Sequence[Any]:
+    return [batch]
 
 
 def _only(results: Sequence[Any]) -> Any:
@@ -189,5 +199,7 @@ def _split(batch: Any, num_microbatches: int) -> Sequence[Any]:
 def _join(results: Sequence[Any]) -> Any:
     if isinstance(results[0], np.ndarray):
         return np.concatenate(results)
+    if not isinstance(results[0], (list, tuple)):
+        raise TypeError(f"results of {type(results[0]).__name__} are joined by whoever knows how: pass join=...")
     joined = list(chain.from_iterable(results))
     return tuple(joined) if isinstance(results[0], tuple) else joined

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from itertools import zip_longest
+from numbers import Integral
 from typing import ClassVar
 
 from cgexec.pipeline.operations import (
@@ -166,7 +167,7 @@ def _with_weights(operations: list[Operation], put_off_by: int) -> list[Operatio
 
 
 def _count(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 1:
         raise ValueError(f"{name}={number!r} is not usable: expected a whole number, 1 or more")
 
 

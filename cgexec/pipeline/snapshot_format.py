@@ -1,15 +1,17 @@
-"""One stage host's state as bytes that say whose it is and of which step, and cannot be half there unnoticed.
+"""One host's state as bytes that say whose it is and of which step, and cannot be half there unnoticed.
 
 ::
 
-    magic (16) │ host │ num_hosts │ step │ length │ sha256 of all that and the state (32) │ state
+    magic (16) │ run (16) │ host │ num_hosts │ num_stages │ step │ length │ sha256 of that and the state (32) │ state
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +19,11 @@ from typing import NamedTuple
 from cgexec.errors import CgexecError
 
 _MAGIC = b"cgexec-snapshot1"
-_FIELDS = struct.Struct("<16sQQQQ")
+_FIELDS = struct.Struct("<16s16sQQQQQ")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _HEADER_BYTES = _FIELDS.size + _DIGEST_BYTES
+_NAME = re.compile(r"([0-9a-f]{32})-host-(\d+)-of-(\d+)-stages-(\d+)-step-(\d+)\.snapshot", re.ASCII)
+_UNFINISHED = ".unfinished"
 
 
 class SnapshotError(CgexecError):
@@ -27,19 +31,29 @@ class SnapshotError(CgexecError):
 
 
 class Label(NamedTuple):
-    """What a snapshot is of: the state of host ``host`` of ``num_hosts`` when ``step`` steps had been done."""
+    """What a snapshot is of: the state of host ``host`` of ``num_hosts`` when ``step`` steps of a run had been done.
 
+    ``run`` tells one training from another, 32 hexadecimal digits; ``num_stages`` counts those of all hosts.
+    """
+
+    run: str
     host: int
     num_hosts: int
+    num_stages: int
     step: int
 
     def __str__(self) -> str:
         return f"step {self.step} of host {self.host} of {self.num_hosts}"
 
+    def at(self, step: int) -> Label:
+        """Return the label of the same host at another step."""
+        return Label(self.run, self.host, self.num_hosts, self.num_stages, step)
+
 
 def seal(label: Label, state: bytes) -> bytes:
     """Return the snapshot of a state."""
-    fields = _FIELDS.pack(_MAGIC, *label, len(state))
+    run, *numbers = label
+    fields = _FIELDS.pack(_MAGIC, bytes.fromhex(run), *numbers, len(state))
     return fields + _digest(fields, state) + state
 
 
@@ -48,15 +62,16 @@ def unseal(snapshot: bytes, label: Label) -> bytes:
     if len(snapshot) < _HEADER_BYTES:
         raise SnapshotError(f"the snapshot of {label} is cut off: {len(snapshot)} bytes")
     fields, state = snapshot[: _FIELDS.size], snapshot[_HEADER_BYTES:]
-    magic, host, num_hosts, step, length = _FIELDS.unpack(fields)
+    magic, run, host, num_hosts, num_stages, step, length = _FIELDS.unpack(fields)
     if magic != _MAGIC:
         raise SnapshotError(f"what is to be the snapshot of {label} is none")
     if len(state) != length:
         raise SnapshotError(f"the snapshot of {label} is cut off: {len(state)} of {length} bytes")
     if snapshot[_FIELDS.size : _HEADER_BYTES] != _digest(fields, state):
         raise SnapshotError(f"the snapshot of {label} is corrupt: its checksum does not match")
-    if Label(host, num_hosts, step) != label:
-        raise SnapshotError(f"what is to be the snapshot of {label} is that of {Label(host, num_hosts, step)}")
+    found = Label(run.hex(), host, num_hosts, num_stages, step)
+    if found != label:
+        raise SnapshotError(f"what is to be the snapshot of {label} is that of {found}")
     return state
 
 
@@ -71,14 +86,20 @@ def _digest(fields: bytes, state: bytes) -> bytes:
 
 def path_of(directory: str, label: Label) -> Path:
     """Return where a snapshot lies."""
-    return Path(directory) / f"host-{label.host:04d}-of-{label.num_hosts:04d}-step-{label.step:012d}.snapshot"
+    run, host, num_hosts, num_stages, step = label
+    return Path(directory) / f"{run}-host-{host:04d}-of-{num_hosts}-stages-{num_stages}-step-{step:012d}.snapshot"
 
 
-def write(directory: str, label: Label, snapshot: bytes, num_kept: int) -> None:
-    """Write a snapshot: all of it, or nothing that could be taken for it. Removes older ones beyond ``num_kept``."""
+def write(directory: str, label: Label, snapshot: bytes, retained: Collection[int]) -> None:
+    """Write a snapshot: all of it, or nothing that could be taken for it. Removes the host's but of ``retained`` steps.
+
+    One process at a time writes those of a host: what another one has left unfinished is removed.
+    """
     path = path_of(directory, label)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+    for left in path.parent.glob(f"{label.run}-host-{label.host:04d}-*{_UNFINISHED}"):
+        _remove(left)
+    unfinished = path.with_suffix(f".{os.getpid()}{_UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
             file.write(snapshot)
@@ -86,12 +107,16 @@ def write(directory: str, label: Label, snapshot: bytes, num_kept: int) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
+        _remove(unfinished)
     _sync(path.parent)
-    for step in sorted(steps_in(directory, label.host, label.num_hosts))[:-num_kept]:
-        with suppress(FileNotFoundError):
-            path_of(directory, Label(label.host, label.num_hosts, step)).unlink()
+    for other in labels_in(directory):
+        if other == label.at(other.step) and other.step not in {label.step, *retained}:
+            _remove(path_of(directory, other))
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.unlink()
 
 
 def _sync(directory: Path) -> None:
@@ -102,10 +127,10 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def steps_in(directory: str, host: int, num_hosts: int) -> set[int]:
-    """Return the steps of which a directory has a snapshot of this host."""
-    found = Path(directory).glob(f"host-{host:04d}-of-{num_hosts:04d}-step-*.snapshot")
-    return {int(path.stem.rpartition("-")[2]) for path in found}
+def labels_in(directory: str) -> set[Label]:
+    """Return of what a directory has snapshots, by their names; other files are passed over."""
+    names = (_NAME.fullmatch(path.name) for path in Path(directory).glob("*.snapshot"))
+    return {Label(name[1], *map(int, name.groups()[1:])) for name in names if name is not None}
 
 
 def read(directory: str, label: Label) -> bytes:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from cgexec.pipeline.operations import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Kind, Operation
 
@@ -67,8 +67,11 @@ def run(
     """Return when each operation runs, if each takes as long as its kind does.
 
     Raises:
-        ValueError: the order cannot be run: see ``check``.
+        ValueError: the order cannot be run: see ``check``; or something is to take no time.
     """
+    for kind, duration in durations.items():
+        if not duration > 0:
+            raise ValueError(f"an operation of kind {kind} is to take {duration!r}: expected more than 0")
     host_of, last_stage = _complete(order)
     ended: dict[_Made, float] = {}
     bars: list[list[Bar]] = [[] for _ in order]
@@ -139,6 +142,10 @@ def _complete(order: Sequence[Sequence[Operation]]) -> tuple[dict[int, int], int
     counted = Counter(operation for operations in order for operation in operations)
     if not counted:
         raise ValueError("an order without operations does nothing")
+    kinds = get_args(Kind)
+    for operation in counted:
+        if operation.kind not in kinds or operation.stage < 0 or operation.microbatch < 0:
+            raise ValueError(f"{operation!r} is no operation: kinds are {', '.join(kinds)}, and numbers 0 or more")
     if twice := [str(operation) for operation, count in counted.items() if count > 1]:
         raise ValueError(f"these stand more than once: {', '.join(twice)}")
     host_of: dict[int, int] = {}

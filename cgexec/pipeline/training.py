@@ -22,7 +22,7 @@ What the stages' methods are given and return (``StageMethods`` says what they a
 - ``update(step)``, once for each host, behind everything else that it does, is given the number of the step.
 
 ``stage`` and ``microbatch`` are numbers. A stage keeps by itself what it needs again for a microbatch. Where one of a
-host's operations has failed its ``update`` is not called, that of other hosts may be.
+host's operations has failed it does no further backward, and its ``update`` is not called; that of other hosts may be.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cgexec.errors import GraphSpecError
 from cgexec.pipeline.complete import check_complete
 from cgexec.pipeline.operations import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Operation
 from cgexec.pipeline.schedules import Schedule
-from cgexec.pipeline.timeline import run
+from cgexec.pipeline.timeline import check, run
 from cgexec.topology import HostInfo
 
 
@@ -83,6 +83,7 @@ class TrainingStep:
         self.num_microbatches = num_microbatches
         self.methods = methods or StageMethods()
         self._order = schedule.order(num_stages, num_microbatches)
+        check(self._order)
 
     def __call__(self, inp: Any, actors: Sequence[Any], infos: Sequence[HostInfo]) -> list[Any]:
         """Bind every operation, each host's in the order that the schedule says, and the updates.
@@ -96,13 +97,8 @@ class TrainingStep:
             inp, self.methods, self.num_microbatches, 1 + max(each.stage for host in order for each in host)
         )
         for host, operation in run(order).in_time():
-            graph.bind(actors[host], operation)
-        unused = graph.unused_by_host(order)
-        step = inp[2 * self.num_microbatches]
-        updates = [
-            after(getattr(actor, self.methods.update).bind(step), *unused[host]) for host, actor in enumerate(actors)
-        ]
-        return [*graph.losses(), *updates]
+            graph.bind(host, actors[host], operation)
+        return [*graph.losses(), *(graph.update(host, actor) for host, actor in enumerate(actors))]
 
     def arguments(self, microbatches: Sequence[Any], targets: Sequence[Any], step: int = 0) -> list[Any]:
         """Return the arguments of ``GraphExecutor.execute`` for one step; ``step`` is what ``update`` is given.
@@ -121,7 +117,11 @@ class TrainingStep:
 
 
 class _Binding:
-    """The nodes of a step, as they are bound."""
+    """The nodes of a step, as they are bound.
+
+    What a host does behind its forwards, it does only if it could do all that was before: so the last of it stands for
+    all, and ``update`` waits for that alone.
+    """
 
     def __init__(self, inp: Any, methods: StageMethods, num_microbatches: int, num_stages: int) -> None:
         self._inp = inp
@@ -129,30 +129,30 @@ class _Binding:
         self._num_microbatches = num_microbatches
         self._last = num_stages - 1
         self._nodes: dict[Operation, Any] = {}
+        self._last_of_host: dict[int, Any] = {}  # of what is no forward
 
-    def bind(self, actor: Any, operation: Operation) -> None:
+    def bind(self, host: int, actor: Any, operation: Operation) -> None:
         """Bind one operation, to nodes that have been bound before."""
         stage, kind, microbatch = operation
-        awaited: list[Any] = []
-        match kind:
-            case "F":
-                name, arguments = self._methods.forward, self._inputs(stage, microbatch)
-            case "W":
-                name, arguments = self._methods.backward_weight, []
-                awaited = [self._nodes[Operation(stage, BACKWARD_INPUT, microbatch)]]
-            case _:
-                name = self._methods.backward if kind == FULL_BACKWARD else self._methods.backward_input
-                if stage < self._last:
-                    arguments = [self._gradient_of(stage + 1, microbatch)]
-                else:
-                    arguments, awaited = [None], [self._nodes[Operation(stage, FORWARD, microbatch)]]
-        method = getattr(actor, name, None)
-        if method is None:
-            raise GraphSpecError(
-                f"{actor!r} has no method {name!r}, which stage {stage} needs for {operation}; StageMethods says what "
-                "the methods are called"
-            )
-        self._nodes[operation] = after(method.bind(stage, microbatch, *arguments), *awaited)
+        if kind == FORWARD:
+            method = _method(actor, self._methods.forward, f"stage {stage} needs for {operation}")
+            self._nodes[operation] = method.bind(stage, microbatch, *self._inputs(stage, microbatch))
+            return
+        awaited = [self._last_of_host[host]] if host in self._last_of_host else []
+        arguments: list[Any] = []
+        if kind == BACKWARD_WEIGHT:
+            name = self._methods.backward_weight
+            awaited.append(self._nodes[Operation(stage, BACKWARD_INPUT, microbatch)])
+        else:
+            name = self._methods.backward if kind == FULL_BACKWARD else self._methods.backward_input
+            if stage < self._last:
+                arguments = [self._gradient_of(stage + 1, microbatch)]
+            else:
+                arguments = [None]
+                awaited.append(self._nodes[Operation(stage, FORWARD, microbatch)])
+        method = _method(actor, name, f"stage {stage} needs for {operation}")
+        node = after(method.bind(stage, microbatch, *arguments), *awaited)
+        self._nodes[operation] = self._last_of_host[host] = node
 
     def _inputs(self, stage: int, microbatch: int) -> list[Any]:
         before = self._nodes[Operation(stage - 1, FORWARD, microbatch)] if stage else self._inp[microbatch]
@@ -167,13 +167,16 @@ class _Binding:
         """Return the nodes of the losses, by microbatch."""
         return [self._nodes[Operation(self._last, FORWARD, each)] for each in range(self._num_microbatches)]
 
-    def unused_by_host(self, order: Sequence[Sequence[Operation]]) -> list[list[Any]]:
-        """Return for each host the nodes whose value nobody takes: gradients of weights, and of the first inputs."""
-        return [
-            [
-                self._nodes[each]
-                for each in operations
-                if each.kind == BACKWARD_WEIGHT or (each.stage == 0 and each.kind == FULL_BACKWARD)
-            ]
-            for operations in order
-        ]
+    def update(self, host: int, actor: Any) -> Any:
+        """Bind the update of a host, behind everything else."""
+        method = _method(actor, self._methods.update, f"host {host} needs at the end of a step")
+        return after(method.bind(self._inp[2 * self._num_microbatches]), self._last_of_host[host])
+
+
+def _method(actor: Any, name: str, what_for: str) -> Any:
+    method = getattr(actor, name, None)
+    if method is None:
+        raise GraphSpecError(
+            f"{actor!r} has no method {name!r}, which {what_for}; StageMethods says what the methods are called"
+        )
+    return method

@@ -78,6 +78,20 @@ def test_one_call_may_be_told_twice_what_it_waits_for() -> None:
     assert done == [[(7, 0), (7, 1)], [()]]
 
 
+def test_nodes_that_would_wait_for_each_other_are_refused() -> None:
+    def itself(inp: Any, actors: Any) -> Any:
+        node = actors[0].note.bind(inp)
+        return after(node, node)
+
+    def each_other(inp: Any, actors: Any) -> Any:
+        first = actors[0].note.bind(inp)
+        return after(first, actors[1].note.bind(first))
+
+    for build in (itself, each_other):
+        with pytest.raises(GraphSpecError, match="which waits for it"):
+            run(build, 1)
+
+
 def test_nothing_but_nodes_can_be_waited_for() -> None:
     with pytest.raises(GraphSpecError, match=r"note\(\) is to wait for 3: expected a node"):
         run(lambda inp, actors: after(actors[0].note.bind(inp), 3), 1)

@@ -27,6 +27,12 @@ def test_every_operation_stands_where_it_runs() -> None:
     assert text == "host 0  0F0|............0B0----|\nhost 1  ....1F0|1B0----|........"
 
 
+def test_the_lines_of_many_hosts_begin_at_the_same_place() -> None:
+    lines = as_text(run(Schedule1F1B().order(11, 11))).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line[:9] for line in lines[9:]] == ["host 9   ", "host 10  "]
+
+
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_a_picture_is_written(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"drawn.{suffix}"
@@ -44,6 +50,11 @@ def test_a_picture_is_written(tmp_path: Path, suffix: str) -> None:
         (["gpipe", "--stages", "0", "--microbatches", "2"], "num_stages=0 is not usable"),
         (["gpipe", "--stages", "2", "--microbatches", "2", "--virtual-stages", "2"], "one stage on each host, not 2"),
         (["2f2b", "--stages", "2", "--microbatches", "2"], "invalid choice: '2f2b'"),
+        (
+            ["gpipe", "--stages", "2", "--microbatches", "2", "--out", "x.foo"],
+            "a name that ends in .svg or .png or .pdf",
+        ),
+        (["gpipe", "--stages", "2", "--microbatches", "2", "--out", "/not/there.svg"], "No such file or directory"),
     ],
 )
 def test_what_cannot_be_drawn_says_why(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

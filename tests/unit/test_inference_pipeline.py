@@ -116,6 +116,22 @@ def test_a_failure_in_one_microbatch_is_its_batchs_alone() -> None:
         np.testing.assert_array_equal(results(found)[2], np.array([401, 501]))
 
 
+def test_what_join_raises_is_the_failure_of_its_batch() -> None:
+    _, made = pipeline(2, 1)
+    with made:
+
+        def join(parts: Any) -> Any:
+            if parts[0][0] == 101:
+                raise ValueError("not these")
+            return np.concatenate(parts)
+
+        found = list(made.map([np.array([each, each]) for each in (0, 1, 2)], num_microbatches=2, join=join))
+        assert [type(status) for status in found] == [JobSucceeded, JobFailed, JobSucceeded]
+        assert str(found[1].error) == "not these"  # type: ignore[attr-defined] # a failure
+        (one,) = made.map([{"of no": "length"}], split=lambda *_: [[()]], join=lambda results: ("joined", results))
+        assert one.result == ("joined", [[(0, 1)]])  # type: ignore[attr-defined] # a success
+
+
 def test_what_the_batches_raise_comes_behind_what_was_sent() -> None:
     _, made = pipeline(2, 1)
 

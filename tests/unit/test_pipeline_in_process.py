@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stages import StageHost, data, in_one_process
+from stages import Mortal, StageHost, data, in_one_process
 
-from cgexec import GraphConfig, GraphExecutor, GraphSpecError, GraphState, JobFailed
+from cgexec import GraphConfig, GraphExecutor, GraphSpecError, GraphState, JobFailed, JobSucceeded
 from cgexec.pipeline import (
     Schedule,
     Schedule1F1B,
@@ -117,20 +117,29 @@ def test_a_lost_stage_that_is_not_replaced_fails_the_graph(host: int) -> None:
         assert "RebuildPolicy(replace=...) says where a host comes from" in str(graph.failure)
 
 
-class Failing(StageHost):
-    def backward(self, stage, microbatch, gradient):
-        if (stage, microbatch) == (0, 1):
-            raise ArithmeticError("not this one")
-        return super().backward(stage, microbatch, gradient)
-
-
-def test_a_host_that_could_not_do_all_is_not_updated() -> None:
-    actors, build = hosts(Schedule1F1B(), 2, Failing), TrainingStep(Schedule1F1B(), 2, 2)
+@pytest.mark.parametrize(
+    ("schedule", "host", "operation"),
+    [
+        (schedule, host, str([each for each in operations if each.kind == kind][1]))
+        for schedule in SCHEDULES
+        for host, operations in enumerate(schedule.order(3, 3))
+        for kind in sorted({each.kind for each in operations})
+    ],
+    ids=lambda each: getattr(each, "name", each),
+)
+def test_a_host_that_could_not_do_all_is_not_updated(schedule: Schedule, host: int, operation: str) -> None:
+    """Nor is one that needs what it could not do; others are."""
+    actors, build = hosts(schedule, 3, Mortal), TrainingStep(schedule, 3, 3)
+    stages = list(range(host, 3 * schedule.stages_per_host, 3))
+    actors[host] = LocalActor(Mortal, stages, 3 * schedule.stages_per_host, (0, operation), "raise")
     with GraphExecutor(actors, build, config=IN_PROCESS) as graph:
-        execution = graph.submit(*build.arguments(*data(0, 2)))
+        execution = graph.submit(*build.arguments(*data(0, 3)))
         assert isinstance(execution.status(), JobFailed)
         losses, updates = build.result(execution.outputs())
-        assert [status.result for status in losses] == in_one_process(2, 2, 1)[0][0]
-        assert isinstance(updates[0], JobFailed)
-        assert isinstance(updates[0].error, ArithmeticError)
-    assert "update 0" not in actors[0].what_was_done.remote().result(10)[0]
+    assert isinstance(updates[host], JobFailed)
+    assert f"in {operation} of step 0" in str(updates[host].error)
+    if "F" not in operation:
+        (expected,), _ = in_one_process(3 * schedule.stages_per_host, 3, 1)
+        assert [status.result for status in losses] == expected
+    for actor, update in zip(actors, updates, strict=True):
+        assert ("update 0" in actor.what_was_done.remote().result(10)[0]) == isinstance(update, JobSucceeded)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cgexec.pipeline import (
@@ -110,6 +111,21 @@ def test_every_order_can_be_run(schedule: Schedule, num_stages: int, num_microba
 def test_an_order_that_cannot_be_run_is_refused(lines: Sequence[str], told: str) -> None:
     with pytest.raises(ValueError, match=re.escape(told)):
         check(parse_order(lines))
+
+
+@pytest.mark.parametrize("bad", [Operation(0, "F", -1), Operation(-1, "F", 0), Operation(0, "X", 0)])  # type: ignore[arg-type]
+def test_what_is_no_operation_has_no_place_in_an_order(bad: Operation) -> None:
+    with pytest.raises(ValueError, match="is no operation: kinds are F, B, I, W, and numbers 0 or more"):
+        check([[*parse_order(["0F0 0B0"])[0], bad]])
+
+
+def test_everything_takes_some_time() -> None:
+    with pytest.raises(ValueError, match="an operation of kind B is to take 0: expected more than 0"):
+        run(parse_order(["0F0 0B0"]), {"F": 1, "B": 0})
+
+
+def test_numbers_of_numpys_are_numbers() -> None:
+    assert ScheduleGPipe().order(np.int64(2), np.int32(3)) == ScheduleGPipe().order(2, 3)  # type: ignore[arg-type]
 
 
 def test_a_stage_may_split_its_backward_and_its_neighbour_not() -> None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import gc
+import shutil
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError, GetTimeoutError
 from stages import Mortal, data, in_one_process
 
 from cgexec import (
     CgexecError,
     GraphConfig,
     GraphFailedError,
+    GraphSpecError,
     JobError,
     JobFailed,
     JobPreempted,
@@ -33,7 +39,10 @@ from cgexec.pipeline import (
     ScheduleZeroBubbleH1,
     SnapshotError,
 )
-from cgexec.testing import LocalActor, kill
+from cgexec.pipeline import standing as standing_module
+from cgexec.pipeline import trainer as trainer_module
+from cgexec.pipeline.keeping import in_memory
+from cgexec.testing import LocalActor, kill, resume, stop
 
 NUM_HOSTS, NUM_MICROBATCHES, NUM_STEPS = 3, 3, 4
 EACH_STEP = PipelineSnapshots()
@@ -50,10 +59,11 @@ class Training:
         dooms: dict[int, Any] | None = None,
         end: str = "exit",
         lasting: bool = False,
+        kind: type = Mortal,
         snapshots: PipelineSnapshots = EACH_STEP,
         **options: Any,
     ) -> None:
-        self.schedule, self.dooms, self.end = schedule, dooms or {}, end
+        self.schedule, self.dooms, self.end, self.kind = schedule, dooms or {}, end, kind
         self.num_stages = NUM_HOSTS * schedule.stages_per_host
         self.replaced: list[int] = []
         self.lasting = lasting  # whether what takes the place of a lost host meets the same end
@@ -69,7 +79,7 @@ class Training:
 
     def spawn(self, host: int, doom: Any) -> Any:
         stages = list(range(host, self.num_stages, NUM_HOSTS))
-        return LocalActor(Mortal, stages, self.num_stages, doom, self.end)
+        return LocalActor(self.kind, stages, self.num_stages, doom, self.end)
 
     def replace(self, info: Any) -> Any:
         self.replaced.append(info.host_id)
@@ -167,7 +177,8 @@ def test_two_hosts_that_are_lost_together_come_back_from_disk(tmp_path: Path) ->
         assert found == losses
         assert same(training.weights(), weights)
     assert sorted({path.name.rpartition("-")[2] for path in tmp_path.iterdir()}) == [
-        f"{step:012d}.snapshot" for step in (3, 4)
+        f"{step:012d}.snapshot"
+        for step in (2, 3, 4)  # two that are whole, and the one that was just taken
     ]
 
 
@@ -194,7 +205,7 @@ def corrupt(path: Path, how: str) -> None:
         "of another step": None,
     }[how]
     path.write_bytes(
-        broken if broken is not None else next(path.parent.glob("host-0000-*-000000000001.*")).read_bytes()
+        broken if broken is not None else next(path.parent.glob("*-host-0000-*-000000000001.*")).read_bytes()
     )
 
 
@@ -204,7 +215,7 @@ def test_a_snapshot_that_is_not_whole_is_refused_and_the_one_before_it_used(tmp_
     training = Training(snapshots=PipelineSnapshots(directory=str(tmp_path), in_memory=False))
     with training.trainer:
         found = training.run(2)
-        corrupt(next(tmp_path.glob("host-0000-*-000000000002.snapshot")), how)
+        corrupt(next(tmp_path.glob("*-host-0000-*-000000000002.snapshot")), how)
         kill(training.actors[1])
         found += training.run()
         assert found == losses
@@ -227,7 +238,7 @@ def test_a_directory_that_is_left_is_resumed_from(tmp_path: Path) -> None:
 
 
 def test_where_there_is_nothing_to_resume_from_that_is_said(tmp_path: Path) -> None:
-    with pytest.raises(SnapshotError, match="has no step of which every stage has a snapshot"):
+    with pytest.raises(SnapshotError, match="there are snapshots of 0 trainings: expected those of one"):
         Training(snapshots=PipelineSnapshots(directory=str(tmp_path)), resume=True)
     with pytest.raises(ValueError, match="resume=True is not usable without"):
         Training(resume=True)
@@ -354,7 +365,7 @@ def test_a_trainer_that_is_forgotten_is_closed() -> None:
     ("options", "told"),
     [
         ({"config": GraphConfig(engine="in_process", retry_preempted=1)}, "retry_preempted=1 .* is not usable here"),
-        ({"max_losses": 0}, "max_losses=0"),
+        ({"max_losses": -1}, "max_losses=-1"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(options: dict[str, Any], told: str) -> None:
@@ -369,8 +380,358 @@ def test_what_cannot_be_used_is_refused_by_name(options: dict[str, Any], told: s
         ({"num_kept": 0}, "num_kept=0"),
         ({"timeout_s": 0}, "timeout_s=0"),
         ({"in_memory": False}, "in_memory=False .* is not usable without a directory"),
+        ({"directory": "here"}, "directory='here' .* expected an absolute path"),
     ],
 )
 def test_snapshots_that_cannot_be_kept_are_refused_by_name(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         PipelineSnapshots(**settings)
+
+
+# -- where the stages stand --------------------------------------------------------------------------------------------
+
+
+def test_the_stages_can_be_brought_to_where_the_trainer_says() -> None:
+    training = Training(snapshots=PipelineSnapshots(every=3))
+    with training.trainer as trainer:
+        training.run(4)
+        kill(training.actors[2])
+        while trainer.graph.generation == 0:
+            pass
+        assert trainer.settle()
+        assert trainer.steps_done == 4
+        assert same(training.weights(), expected(Schedule1F1B())[1])
+        assert [step for step, _ in trainer.states()] == [4, 4, 4]
+        trainer.snapshot()
+        kill(training.actors[0])
+        assert [step for step, _ in trainer.states()] == [4, 4, 4]
+        done = [each for each in training.actors[1].what_was_done.remote().result(10)[0] if "update" in each]
+        assert done == [f"update {step}" for step in (0, 1, 2, 3, 3)], "the snapshot was of step 4"
+
+
+def test_behind_an_error_of_a_stage_they_can_be_brought_back_too() -> None:
+    training = Training(dooms={0: (1, "0B1")}, end="raise")
+    with training.trainer as trainer:
+        training.run(1)
+        assert isinstance(trainer.step(*data(1, NUM_MICROBATCHES)), JobFailed)
+        assert trainer.settle()
+        assert same(training.weights(), expected(Schedule1F1B(), 1)[1])
+
+
+class Held(Mortal):
+    """Sets its state when it may."""
+
+    may_set, begun = threading.Event(), threading.Event()
+
+    def set_state(self, state):
+        self.begun.set()
+        assert self.may_set.wait(30)
+        super().set_state(state)
+
+
+def test_a_step_that_ends_while_the_stages_are_brought_back_is_not_taken_for_where_they_stand() -> None:
+    Held.may_set.clear()
+    Held.begun.clear()
+    losses, weights = expected(Schedule1F1B(), 8)
+    training = Training(kind=Held, snapshots=PipelineSnapshots(every=3))
+    with training.trainer as trainer:
+        found = training.run(5)
+        status = trainer.step(*data(5, NUM_MICROBATCHES), timeout_s=0)
+        while trainer.graph.stats().succeeded < 6:  # it has run, and nobody knows of it
+            trainer._running.execution.done()  # type: ignore[union-attr]
+        rebuilding = threading.Thread(target=trainer.graph.rebuild)
+        rebuilding.start()
+        assert Held.begun.wait(30)
+        threading.Timer(0.2, Held.may_set.set).start()
+        status = trainer.wait()
+        rebuilding.join(30)
+        assert isinstance(status, JobSucceeded)
+        found.append(status.result.losses)  # type: ignore[attr-defined] # a StepResult
+        kill(training.actors[1])
+        found += training.run(8)
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+def interrupted_at(place: int) -> bool:
+    """Raise KeyboardInterrupt at the n-th line of ours in two steps, and go on; returns whether there are as many."""
+    training, left = Training(), place
+    ours = {module.__file__ for module in (trainer_module, standing_module)}
+
+    def tracer(frame: Any, event: str, _argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in ours:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return tracer
+
+    found: list[Any] = []
+    with training.trainer as trainer:
+        found += training.run(1)
+        before = sys.gettrace()
+        try:
+            sys.settrace(tracer)
+            while trainer.steps_done < 3:
+                status = trainer.step(*data(trainer.steps_done, NUM_MICROBATCHES))
+                found.append(status.result.losses)  # type: ignore[attr-defined] # a StepResult
+        except KeyboardInterrupt:
+            sys.settrace(before)
+            with suppress(CgexecError):  # no step is under way: it was never begun, or had been answered
+                status = trainer.wait()
+                assert isinstance(status, JobSucceeded)
+        finally:
+            sys.settrace(before)
+        training.run(3)
+        _, weights = expected(Schedule1F1B(), 3)
+        assert trainer.settle()
+        assert same(training.weights(), weights), place
+    return left <= 0
+
+
+def test_ctrl_c_at_any_line_costs_no_step() -> None:
+    place = 1
+    while interrupted_at(place):
+        place += 1
+    assert place > 100
+
+
+# -- snapshots that go wrong -------------------------------------------------------------------------------------------
+
+
+class FullDisk(Mortal):
+    """Cannot say its state at some steps."""
+
+    full_at: tuple[int, ...] = (3, 4)
+
+    def get_state(self):
+        if self.step in self.full_at and 1 in self.layers:
+            raise OSError("disk full")
+        return super().get_state()
+
+
+def test_a_snapshot_that_fails_on_one_host_takes_the_others_nothing_of_the_last_whole_one() -> None:
+    losses, weights = expected(Schedule1F1B(), 6)
+    training = Training(kind=FullDisk)
+    with training.trainer as trainer:
+        found = training.run(4)
+        assert isinstance(trainer.snapshot_error, OSError)
+        kill(training.actors[0])
+        found += training.run(6)
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_host_that_is_lost_as_a_snapshot_is_taken_is_replaced(step: int) -> None:
+    losses, weights = expected(Schedule1F1B())
+    victims: list[Any] = []
+
+    class DiesAsItIsKept(Mortal):
+        def get_state(self):
+            if self.step == step and 1 in self.layers and victims:
+                kill(victims.pop())
+                raise ActorDiedError
+            return super().get_state()
+
+    class WithAVictim(Training):
+        def spawn(self, host: int, doom: Any) -> Any:
+            actor = super().spawn(host, doom)
+            if host == 1 and not self.replaced:
+                victims.append(actor)
+            return actor
+
+    training = WithAVictim(kind=DiesAsItIsKept, snapshots=PipelineSnapshots(num_kept=1))
+    with training.trainer:
+        assert training.run() == losses
+        assert same(training.weights(), weights)
+        assert training.replaced == [1]
+
+
+def test_a_neighbour_that_is_lost_while_the_other_is_brought_back_is_not_too_much() -> None:
+    losses, weights = expected(Schedule1F1B())
+    training = Training()
+    neighbours = [training.actors[1]]
+
+    class TakesTheOtherAlong(Mortal):
+        def set_state(self, state):
+            super().set_state(state)
+            if neighbours:
+                kill(neighbours.pop())
+
+    training.kind = TakesTheOtherAlong
+    with training.trainer:
+        found = training.run(2)
+        kill(training.actors[0])
+        found += training.run()
+        assert found == losses
+        assert same(training.weights(), weights)
+        assert sorted(training.replaced)[:2] == [0, 1]
+
+
+def test_a_directory_that_cannot_be_written_any_more_costs_only_its_copies(tmp_path: Path) -> None:
+    directory = tmp_path / "snapshots"
+    losses, weights = expected(Schedule1F1B(), 6)
+    training = Training(snapshots=PipelineSnapshots(directory=str(directory)))
+    with training.trainer as trainer:
+        found = training.run(3)
+        shutil.rmtree(directory)
+        directory.write_text("something else")
+        found += training.run(4)
+        assert isinstance(trainer.snapshot_error, OSError)
+        kill(training.actors[1])
+        found += training.run(6)
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+def test_a_host_that_is_stopped_as_a_snapshot_is_taken_keeps_nobody_for_long() -> None:
+    training = Training(snapshots=PipelineSnapshots(timeout_s=0.2))
+    with training.trainer as trainer:
+        training.run(1)
+
+        def halt(instance: Any) -> None:
+            stop(training.actors[1])
+
+        training.actors[1].__ray_call__.remote(halt).result(10)
+        threading.Timer(2.0, resume, [training.actors[1]]).start()
+        started = time.monotonic()
+        with pytest.raises(GetTimeoutError):
+            trainer.snapshot()
+        assert time.monotonic() - started < 1.5
+        assert training.run(3) == expected(Schedule1F1B(), 3)[0][1:]
+
+
+def test_a_directory_is_for_one_training(tmp_path: Path) -> None:
+    snapshots = PipelineSnapshots(directory=str(tmp_path))
+    first = Training(snapshots=snapshots)
+    with first.trainer:
+        first.run(2)
+    with pytest.raises(SnapshotError, match="has snapshots of a training: go on with that by resume=True"):
+        Training(snapshots=snapshots)
+    with pytest.raises(SnapshotError, match="the snapshots are of 3 stages on 3 hosts, not of 6 stages on 3 hosts"):
+        Training(ScheduleInterleaved1F1B(2), snapshots=snapshots, resume=True)
+
+
+def test_what_is_resumed_from_is_the_directory_and_not_what_stages_remember(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    first = Training(snapshots=PipelineSnapshots(directory=str(here)))
+    with first.trainer:
+        first.run(2)
+    second = Training(snapshots=PipelineSnapshots(directory=str(there)))
+    with second.trainer:
+        second.run(3)
+    trainer = PipelineTrainer(
+        second.actors,
+        Schedule1F1B(),
+        NUM_MICROBATCHES,
+        snapshots=PipelineSnapshots(directory=str(here)),
+        resume=True,
+        config=IN_PROCESS,
+    )
+    with trainer:
+        assert trainer.steps_done == 2
+        second.trainer = trainer
+        assert second.run() == expected(Schedule1F1B())[0][2:]
+
+
+def test_several_trainers_may_have_the_same_stages_in_turn() -> None:
+    first = Training()
+    with first.trainer:
+        first.run(2)
+        kill(first.actors[0])
+        first.run(3)
+        actors = first.trainer.graph.actors
+    fresh = {actor: Mortal([host], NUM_HOSTS).get_state() for host, actor in enumerate(actors)}
+    for actor, state in fresh.items():
+        actor.set_state.remote(state).result(10)
+    policy = RebuildPolicy(replace=first.replace, backoff_s=0.01)
+    first.trainer = PipelineTrainer(
+        actors, Schedule1F1B(), NUM_MICROBATCHES, snapshots=EACH_STEP, config=IN_PROCESS, policy=policy
+    )
+    losses, weights = expected(Schedule1F1B())
+    with first.trainer:
+        found = first.run(2)
+        kill(actors[2])
+        found += first.run()
+        assert found == losses
+        assert same(first.weights(), weights)
+
+
+def test_there_is_no_way_back_behind_where_a_training_was_resumed(tmp_path: Path) -> None:
+    snapshots = PipelineSnapshots(directory=str(tmp_path), every=2, in_memory=False)
+    first = Training(snapshots=snapshots)
+    with first.trainer:
+        first.run(4)
+    second = Training(snapshots=snapshots, resume=True)
+    with second.trainer as trainer:
+        assert trainer.steps_done == 4
+        corrupt(next(tmp_path.glob("*-host-0000-*-000000000004.snapshot")), "cut off")
+        kill(second.actors[1])
+        status = trainer.step(*data(4, NUM_MICROBATCHES))
+        while not isinstance(status, JobError):
+            status = trainer.step(*data(4, NUM_MICROBATCHES))
+        assert "the snapshot of step 4 of host 0 of 3 is cut off" in str(trainer.graph.failure)
+
+
+def test_files_that_are_none_of_ours_are_left_alone_and_unfinished_ones_removed(tmp_path: Path) -> None:
+    (tmp_path / "notes-step-copy.snapshot").write_text("mine")
+    training = Training(snapshots=PipelineSnapshots(directory=str(tmp_path)))
+    with training.trainer:
+        training.run(1)
+        (run,) = {path.name.partition("-")[0] for path in tmp_path.iterdir() if path.name[0] != "n"}
+        left = tmp_path / f"{run}-host-0001-of-3-stages-3-step-000000000001.12345.unfinished"
+        left.write_bytes(b"half")
+        training.run(2)
+        assert not left.exists()
+    assert (tmp_path / "notes-step-copy.snapshot").read_text() == "mine"
+
+
+class Flaky:
+    """Refuses to be pickled once."""
+
+    refuses = True
+
+    def __reduce__(self) -> Any:
+        if Flaky.refuses:
+            Flaky.refuses = False
+            raise RuntimeError("not just now")
+        return int, (0,)
+
+
+def test_an_input_that_could_be_sent_at_a_second_try_is_not_sent_behind_the_callers_back() -> None:
+    Flaky.refuses = True
+    training = Training()
+    with training.trainer as trainer:
+        status = trainer.step([Flaky()] * NUM_MICROBATCHES, data(0, NUM_MICROBATCHES)[1])
+        assert isinstance(status, JobFailed)
+        assert "not just now" in str(status.error)
+        assert training.run() == expected(Schedule1F1B())[0]
+
+
+def test_snapshots_in_memory_go_with_the_trainer() -> None:
+    training = Training()
+    with training.trainer as trainer:
+        training.run(1)
+        run = trainer._run
+        assert training.actors[0].__ray_call__.remote(in_memory, run).result(10)
+    assert training.actors[0].__ray_call__.remote(in_memory, run).result(10) == set()
+
+
+class WithoutState(Mortal):
+    set_state = property()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("timeout_s", [-5, "x", True])
+def test_arguments_are_checked(timeout_s: Any) -> None:
+    with pytest.raises(GraphSpecError, match="has no method 'set_state', to keep its state with"):
+        Training(kind=WithoutState)
+    training = Training()
+    with training.trainer as trainer:
+        with pytest.raises(ValueError, match="timeout_s="):
+            trainer.step(*data(0, NUM_MICROBATCHES), timeout_s=timeout_s)
+        with pytest.raises(ValueError, match="timeout_s="):
+            trainer.settle(timeout_s)
+        assert training.run() == expected(Schedule1F1B())[0]

@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.dag import ClassMethodNode, DAGNode, InputAttributeNode, InputNode, MultiOutputNode
 
+from cgexec.engine.ordering import leading_to
 from cgexec.engine.protocol import GraphSpec, InputSpec, Member, OutputPort
 from cgexec.errors import GraphSpecError
 from cgexec.texts import told
@@ -196,21 +197,9 @@ def _check_arguments(node: Any) -> None:
         )
 
 
-def _leading_to(outputs: Sequence[Any]) -> set[Any]:
-    """Return ``outputs`` and every node that one of them depends on."""
-    found: set[Any] = set()
-    queue = list(outputs)
-    while queue:
-        node = queue.pop()
-        if node not in found:
-            found.add(node)
-            queue += _upstream(node)
-    return found
-
-
 def _check_all_used(outputs: Sequence[Any], nodes: Sequence[Any]) -> None:
     """Refuse a node from which no output is reached: its errors would be lost, and Ray does not compile it."""
-    used = _leading_to(outputs)
+    used = leading_to(outputs)
     for node in nodes:
         if node not in used and not isinstance(node, (InputNode, MultiOutputNode)):
             raise GraphSpecError(f"{_name(node)} does not lead to any output: use its value, or leave it out")

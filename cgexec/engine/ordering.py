@@ -45,7 +45,7 @@ def after(node: Any, *awaited: Any) -> Any:
             raise GraphSpecError(
                 f"{node.get_method_name()}() is to wait for {each!r}: expected a node of a method, or an input"
             )
-        if each is node or (node._downstream_nodes and node in _leading_to(each)):
+        if each is node or (node._downstream_nodes and node in leading_to([each])):
             raise GraphSpecError(f"{node.get_method_name()}() is to wait for {each!r}, which waits for it")
     if awaited:
         marker = () if any(argument is _AFTER for argument in node._bound_args) else (_AFTER,)
@@ -56,15 +56,15 @@ def after(node: Any, *awaited: Any) -> Any:
     return node
 
 
-def _leading_to(node: Any) -> set[Any]:
-    """Return a node and all that it depends on."""
+def leading_to(nodes: Iterable[Any]) -> set[Any]:
+    """Return nodes and all that they depend on."""
     found: set[Any] = set()
-    queue = [node]
+    queue = list(nodes)
     while queue:
-        each = queue.pop()
-        if each not in found:
-            found.add(each)
-            queue += each._upstream_nodes
+        node = queue.pop()
+        if node not in found:
+            found.add(node)
+            queue += node._upstream_nodes
     return found
 
 

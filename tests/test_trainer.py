@@ -119,7 +119,9 @@ def test_the_weights_are_the_same_to_the_last_bit_where_a_host_is_killed(
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize(("schedule", "host", "operation"), places(), ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize(
+    ("schedule", "host", "operation"), list(places()), ids=lambda each: getattr(each, "name", each)
+)
 def test_the_weights_are_the_same_to_the_last_bit_wherever_a_host_is_killed(
     spawn: Spawner, schedule: Schedule, host: int, operation: str
 ) -> None:

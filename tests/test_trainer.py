@@ -152,7 +152,7 @@ def test_hosts_that_are_lost_between_steps_come_back_from_disk_past_a_corrupt_sn
     losses, _ = in_one_process(NUM_HOSTS, NUM_MICROBATCHES, NUM_STEPS)
     with training.trainer as trainer:
         found = training.run(2)
-        (newest,) = tmp_path.glob("host-0001-*-step-000000000002.snapshot")
+        (newest,) = tmp_path.glob("*-host-0001-*-step-000000000002.snapshot")
         newest.write_bytes(newest.read_bytes()[:-1])
         for actor in training.actors[:2]:
             kill_process(actor)

@@ -79,8 +79,15 @@ def classic(shape: Shape, actors: Sequence[Any], message: Any) -> Iterator[Call]
 @contextmanager
 def compiled(shape: Shape, actors: Sequence[Any], **options: Any) -> Iterator[Any]:
     """Yield a raw Compiled Graph."""
+    with compiled_of(lambda inp: shape.bind(inp, actors), **options) as graph:
+        yield graph
+
+
+@contextmanager
+def compiled_of(build: Callable[[Any], Any], **options: Any) -> Iterator[Any]:
+    """Yield a raw Compiled Graph of what ``build(inp)`` binds: a node, or a list of several."""
     with InputNode() as inp:
-        built = shape.bind(inp, actors)
+        built = build(inp)
     graph = (MultiOutputNode(built) if isinstance(built, list) else built).experimental_compile(**options)
     try:
         yield graph

@@ -17,10 +17,11 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.dag import InputNode, MultiOutputNode
 
 from benchmarks import harness
-from cgexec import GraphConfig, GraphExecutor, HostInfo
+from benchmarks.contestants import compiled_of
+from cgexec import GraphConfig, GraphExecutor
+from cgexec.hosts import adopted_info
 from cgexec.pipeline import (
     Bar,
     Operation,
@@ -78,14 +79,9 @@ class Sleeper:
 @contextmanager
 def raw(build: TrainingStep, actors: list[Any]) -> Iterator[Any]:
     """The raw graph, of the same nodes."""
-    infos = [HostInfo(host, "slice-0", None, healthy=True, failed=False) for host in range(len(actors))]
-    with InputNode() as inp:
-        nodes = build(inp, actors, infos)
-    graph = MultiOutputNode(nodes).experimental_compile(_buffer_size_bytes=ROOM_BYTES)
-    try:
+    infos = [adopted_info(host) for host in range(len(actors))]
+    with compiled_of(lambda inp: build(inp, actors, infos), _buffer_size_bytes=ROOM_BYTES) as graph:
         yield lambda arguments: ray.get(graph.execute(*arguments))
-    finally:
-        graph.teardown()
 
 
 @contextmanager

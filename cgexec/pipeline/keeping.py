@@ -67,7 +67,7 @@ def take(instance: Any, epoch: int, label: Label, method: str, places: Places) -
     shelf = _shelf(instance, label.run)
     with shelf.lock:
         shelf.admit(epoch)
-        snapshot = seal(label, cloudpickle.dumps(getattr(instance, method)(), protocol=5))
+        snapshot = seal(label, cloudpickle.dumps(call_method(instance, method), protocol=5))
         if places.in_memory:
             shelf.put(label, snapshot, places.retained)
         if places.directory is not None:

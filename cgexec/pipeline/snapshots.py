@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from cgexec.deadline import Deadline
@@ -130,17 +129,16 @@ class Archive:
             return step, None
         raise SnapshotError(f"the stages cannot be brought back to any step: {'; '.join(refused) or 'none was kept'}")
 
-    def _sources(self, actors: Sequence[Any], deadline: Deadline) -> dict[Label, list[int | None]]:
+    def _sources(self, actors: Sequence[Any], deadline: Deadline) -> dict[Label, list[int]]:
         """Return which hosts keep each snapshot in memory, the one whose it is first."""
-        found: dict[Label, list[int | None]] = {}
+        found: dict[Label, list[int]] = {}
         if self._config.in_memory:
             answers = replies([call(actor, in_memory, self._run) for actor in actors], deadline)
             raise_first(answers)
             for keeper, labels in enumerate(answers):
                 for label in labels:
-                    found.setdefault(label, []).append(keeper)
-        for label, keepers in found.items():
-            keepers.sort(key=partial(_is_another, label.host))
+                    keepers = found.setdefault(label, [])
+                    keepers.insert(0 if keeper == label.host else len(keepers), keeper)
         return found
 
     def _bring_back_to(
@@ -149,7 +147,7 @@ class Archive:
         epoch: int,
         step: int,
         retained: Collection[int],
-        sources: dict[Label, list[int | None]],
+        sources: dict[Label, list[int]],
         deadline: Deadline,
     ) -> str:
         """Bring all stages back to one step; returns what is lacking, nothing if they are there."""
@@ -181,10 +179,6 @@ class Archive:
     def forget(self, actors: Sequence[Any], timeout_s: float) -> None:
         """Let the stages let go of what they keep in memory, as far as they do in time."""
         replies([call(actor, forget, self._run) for actor in actors], Deadline.after(timeout_s))
-
-
-def _is_another(host: int, keeper: int | None) -> bool:
-    return keeper != host
 
 
 def raise_first(found: Iterable[Any]) -> None:

@@ -7,7 +7,7 @@ any moment, on another thread. So whatever is done is held against where they st
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from cgexec.deadline import Deadline
@@ -18,6 +18,8 @@ from cgexec.pipeline.keeping import call_method
 from cgexec.pipeline.snapshots import Archive, raise_first
 
 _logger = logger(__name__)
+
+_LOOK_S = 0.01  # while a graph is rebuilt, for it to be ready or to have failed
 
 
 class Place(NamedTuple):
@@ -101,6 +103,15 @@ class Standing:
                     self.snapshot_error = None
                     self.taken = sorted({*self.taken, step})[-self._num_kept :]
         return min(self.taken, default=0)
+
+    def wait_while(self, waiting: Callable[[], bool], deadline: Deadline) -> bool:
+        """Return whether that came to an end in time. Of a graph's state nobody tells, so it is looked at."""
+        with self.changed:
+            while waiting():
+                if deadline.remaining_s() == 0:
+                    return False
+                self.changed.wait(deadline.slice_s(_LOOK_S))
+        return True
 
     def rebuilt(self, generation: int, actors: Sequence[Any]) -> None:
         """Bring the stages back before anything is run on a new generation. Raises whatever keeps them from it."""

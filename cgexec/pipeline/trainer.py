@@ -45,7 +45,6 @@ T = TypeVar("T")
 
 _logger = logger(__name__)
 
-_LOOK_S = 0.01  # while a graph is rebuilt, for it to be ready or to have failed
 _FORGET_S = 1.0  # for the stages to let go of snapshots, at the end
 _NOT_YET = (GraphState.BROKEN, GraphState.REBUILDING)
 _ENDED = (GraphState.FAILED, GraphState.CLOSED)
@@ -143,14 +142,12 @@ class PipelineTrainer:
                 f"{self._snapshots.directory} has snapshots of a training: go on with that by resume=True, or take "
                 "another directory"
             )
-        steps = [0]
-        if resume:
-            self._run, steps = run_to_resume(found, num_hosts, num_stages)
+        if not resume:
+            self._standing.begin(Archive(self._snapshots, self._run, num_hosts, num_stages), actors)
+            return
+        self._run, steps = run_to_resume(found, num_hosts, num_stages)
         archive = Archive(self._snapshots, self._run, num_hosts, num_stages)
-        if resume:
-            self._steps_done = self._standing.resume(archive, actors, steps)
-        else:
-            self._standing.begin(archive, actors)
+        self._steps_done = self._standing.resume(archive, actors, steps)
 
     def _survive(self, call: Callable[[], T]) -> T:
         """Return what ``call()`` does, called again if a host is lost in it and the graph is rebuilt."""
@@ -191,10 +188,8 @@ class PipelineTrainer:
             CgexecError: a step is under way, see ``wait``.
             GraphClosedError: the trainer, or its graph, was closed.
         """
-        if self._asked_for is not None:
-            raise CgexecError(f"step {self._asked_for} is under way: wait() for it")
-        if timeout_s is not None:
-            check_wait("timeout_s", timeout_s, FROM_CALL)
+        self._check_idle()
+        deadline = self._deadline(timeout_s)
         arguments = self._build.arguments(microbatches, targets, self._steps_done)
         try:
             kept, _ = kept_inputs(arguments, {})
@@ -202,7 +197,7 @@ class PipelineTrainer:
             return JobFailed(self._unsent("failed"), error)
         self._inputs[self._steps_done] = kept
         self._asked_for = self._steps_done
-        return self._answer(self._asked_for, timeout_s)
+        return self._answer(self._asked_for, deadline)
 
     def wait(self, timeout_s: float | None = None) -> JobStatus:
         """Wait on for a step whose answer was pending, or that Ctrl-C broke off; answers as ``step``.
@@ -212,7 +207,7 @@ class PipelineTrainer:
         """
         if self._asked_for is None:
             raise CgexecError("no step is under way")
-        return self._answer(self._asked_for, timeout_s)
+        return self._answer(self._asked_for, self._deadline(timeout_s))
 
     def settle(self, timeout_s: float | None = None) -> bool:
         """Bring the stages to where ``steps_done`` says; returns whether they stand there, False if time has run out.
@@ -222,9 +217,11 @@ class PipelineTrainer:
         Raises:
             CgexecError: a step is under way, see ``wait``; or the graph has failed, or a step that is run again does.
         """
-        if self._asked_for is not None:
-            raise CgexecError(f"step {self._asked_for} is under way: wait() for it")
-        status = self._advance(self._steps_done, self._deadline(timeout_s))
+        return self._settled(self._deadline(timeout_s))
+
+    def _settled(self, deadline: Deadline) -> bool:
+        self._check_idle()
+        status = self._advance(self._steps_done, deadline)
         if status is not None and _info(status).state == "pending":
             return False
         self._clear()
@@ -264,8 +261,12 @@ class PipelineTrainer:
 
         self._survive(take)
 
+    def _check_idle(self) -> None:
+        if self._asked_for is not None:
+            raise CgexecError(f"step {self._asked_for} is under way: wait() for it")
+
     def _settle_by(self, deadline: Deadline) -> None:
-        if not self.settle(-1 if deadline.wait_s() is None else deadline.remaining_s()):
+        if not self._settled(deadline):
             raise CgexecError(f"the stages do not stand at step {self._steps_done} yet")
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
@@ -273,8 +274,8 @@ class PipelineTrainer:
             return Deadline.after(self.graph.timeouts.get_timeout_s.value)
         return Deadline.after(check_wait("timeout_s", timeout_s, FROM_CALL))
 
-    def _answer(self, asked_for: int, timeout_s: float | None) -> JobStatus:
-        status = self._advance(asked_for + 1, self._deadline(timeout_s))
+    def _answer(self, asked_for: int, deadline: Deadline) -> JobStatus:
+        status = self._advance(asked_for + 1, deadline)
         if status is None or _info(status).state == "pending":
             return status or self._pending()
         if isinstance(status, JobSucceeded):
@@ -354,21 +355,17 @@ class PipelineTrainer:
         return isinstance(status, JobPreempted) or (isinstance(status, JobError) and rebuilt)
 
     def _is_ready(self, deadline: Deadline) -> bool:
-        with self._standing.changed:
-            while self.graph.state in _NOT_YET:
-                if deadline.remaining_s() == 0:
-                    return False
-                self._standing.changed.wait(deadline.slice_s(_LOOK_S))
-        return True
+        return self._standing.wait_while(lambda: self.graph.state in _NOT_YET, deadline)
 
     def _is_back(self, lost_generation: int, deadline: Deadline) -> bool:
         """Wait for the graph to have been rebuilt, and return whether it was."""
-        with self._standing.changed:
-            while self._standing.place.generation <= lost_generation or self.graph.state in _NOT_YET:
-                if self.graph.state in _ENDED or deadline.remaining_s() == 0:
-                    return False
-                self._standing.changed.wait(deadline.slice_s(_LOOK_S))
-        return True
+
+        def is_down() -> bool:
+            return self._standing.place.generation <= lost_generation or self.graph.state in _NOT_YET
+
+        return (
+            self._standing.wait_while(lambda: is_down() and self.graph.state not in _ENDED, deadline) and not is_down()
+        )
 
     def _pending(self) -> JobStatus:
         text = f"{self.graph!r} is being rebuilt; wait() goes on with step {self._asked_for}"

@@ -36,7 +36,7 @@ from cgexec.errors import GraphSpecError
 from cgexec.pipeline.complete import check_complete
 from cgexec.pipeline.operations import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Operation
 from cgexec.pipeline.schedules import Schedule
-from cgexec.pipeline.timeline import check, run
+from cgexec.pipeline.timeline import run
 from cgexec.topology import HostInfo
 
 
@@ -82,8 +82,10 @@ class TrainingStep:
         self.schedule = schedule
         self.num_microbatches = num_microbatches
         self.methods = methods or StageMethods()
-        self._order = schedule.order(num_stages, num_microbatches)
-        check(self._order)
+        order = schedule.order(num_stages, num_microbatches)
+        self._num_hosts = len(order)
+        self._num_stages = 1 + max(operation.stage for host in order for operation in host)
+        self._turns = run(order).in_time()
 
     def __call__(self, inp: Any, actors: Sequence[Any], infos: Sequence[HostInfo]) -> list[Any]:
         """Bind every operation, each host's in the order that the schedule says, and the updates.
@@ -91,12 +93,9 @@ class TrainingStep:
         Raises:
             GraphSpecError: there are not as many hosts, or one has not all the methods that it needs.
         """
-        order = self._order
-        check_complete(infos, len(order))
-        graph = _Binding(
-            inp, self.methods, self.num_microbatches, 1 + max(each.stage for host in order for each in host)
-        )
-        for host, operation in run(order).in_time():
+        check_complete(infos, self._num_hosts)
+        graph = _Binding(inp, self.methods, self.num_microbatches, self._num_stages)
+        for host, operation in self._turns:
             graph.bind(host, actors[host], operation)
         return [*graph.losses(), *(graph.update(host, actor) for host, actor in enumerate(actors))]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tracing import raised_at
 
 from cgexec.engine import payload
 from cgexec.engine.failures import Failure, capture, decode_failures, encode_failures
@@ -285,19 +285,8 @@ class Watched(Step):
 
 def interrupted_at(place: int) -> bool:
     """Raise at the n-th instruction of the loop that calls the method; returns whether there are as many."""
-    step, frames, left = Watched(ORIGIN, 1, [None]), [frame_of(number, number) for number in range(3)], place
+    step, frames = Watched(ORIGIN, 1, [None]), [frame_of(number, number) for number in range(3)]
     answers: list[tuple[int, Any]] = []
-
-    def tracer(frame: Any, event: str, _argument: Any) -> Any:
-        nonlocal left
-        if frame.f_code is not Step._answers.__code__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                raise RuntimeError("a signal handler did that")
-        return tracer
 
     def next_frame() -> Frame:
         assert step.passing == []
@@ -308,18 +297,16 @@ def interrupted_at(place: int) -> bool:
     def put(encoded: Encoded, _value: Any, execution: int) -> None:
         answers.append((execution, None if encoded.kind is Kind.ERROR else payload.decode(encoded)))
 
-    before = sys.gettrace()
-    sys.settrace(tracer)
-    try:
-        step.serve(Calls(lambda given: ["answer", given]), next_frame, put)
-    except EndError:
-        assert [execution for execution, _ in answers] == [0, 1, 2]
-    except RuntimeError:
-        pass  # in between: the loop ends with it
-    finally:
-        sys.settrace(before)
+    error = RuntimeError("a signal handler did that")
+    with raised_at(place, "opcode", lambda code: code is Step._answers.__code__, error) as seen:
+        try:
+            step.serve(Calls(lambda given: ["answer", given]), next_frame, put)
+        except EndError:
+            assert [execution for execution, _ in answers] == [0, 1, 2]
+        except RuntimeError:
+            pass  # in between: the loop ends with it
     assert all(answer in (None, ["answer", execution]) for execution, answer in answers)
-    return left <= 0
+    return seen[0] >= place
 
 
 def test_an_interruption_leaves_nothing_of_its_execution_to_the_next() -> None:

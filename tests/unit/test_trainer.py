@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError
 from stages import Mortal, data, in_one_process
+from tracing import raised_at
 
 from cgexec import (
     CgexecError,
@@ -455,40 +456,22 @@ def test_a_step_that_ends_while_the_stages_are_brought_back_is_not_taken_for_whe
 
 def interrupted_at(place: int) -> bool:
     """Raise KeyboardInterrupt at the n-th line of ours in two steps, and go on; returns whether there are as many."""
-    training, left = Training(), place
+    training = Training()
     ours = {module.__file__ for module in (trainer_module, standing_module)}
-
-    def tracer(frame: Any, event: str, _argument: Any) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename not in ours:
-            return None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                raise KeyboardInterrupt
-        return tracer
-
-    found: list[Any] = []
     with training.trainer as trainer:
-        found += training.run(1)
-        before = sys.gettrace()
-        try:
-            sys.settrace(tracer)
-            while trainer.steps_done < 3:
-                status = trainer.step(*data(trainer.steps_done, NUM_MICROBATCHES))
-                found.append(status.result.losses)  # type: ignore[attr-defined] # a StepResult
-        except KeyboardInterrupt:
-            sys.settrace(before)
-            with suppress(CgexecError):  # no step is under way: it was never begun, or had been answered
-                status = trainer.wait()
-                assert isinstance(status, JobSucceeded)
-        finally:
-            sys.settrace(before)
+        training.run(1)
+        with raised_at(place, "line", lambda code: code.co_filename in ours, KeyboardInterrupt()) as seen:
+            try:
+                training.run(3)
+            except KeyboardInterrupt:
+                sys.settrace(None)
+                with suppress(CgexecError):  # no step is under way: it was never begun, or had been answered
+                    assert isinstance(trainer.wait(), JobSucceeded)
         training.run(3)
         _, weights = expected(Schedule1F1B(), 3)
         assert trainer.settle()
         assert same(training.weights(), weights), place
-    return left <= 0
+    return seen[0] >= place
 
 
 def test_ctrl_c_at_any_line_costs_no_step() -> None:

@@ -3,10 +3,11 @@
 import inspect
 import re
 import weakref
+from dataclasses import replace
 
 import pytest
 import ray
-from conftest import eventually
+from conftest import eventually, live_actors
 from ray.dag import ClassMethodNode, InputAttributeNode, InputNode, MultiOutputNode, compiled_dag_node
 from ray.dag import context as dag_context
 from ray.dag.dag_node_operation import _DAGNodeOperationType
@@ -16,6 +17,7 @@ from ray.experimental.channel.common import ChannelOutputType
 from ray.experimental.channel.shared_memory_channel import CompositeChannel, SharedMemoryType
 from workers import Asynchronous, AsyncWorker, Worker, is_in_a_graph, request
 
+from cgexec import GraphExecutor, fan_out
 from cgexec.engine import actor_calls, preparation, ray_context, tasks
 
 
@@ -182,6 +184,29 @@ def test_a_compiled_graph_shows_its_channels_its_tasks_its_loops_and_its_monitor
     channel.write(serialised, 1.0)
     assert [output.read(10.0)[0] for output in compiled.dag_output_channels] == [1, 1]
     compiled.teardown()
+
+
+def test_ray_makes_an_actor_for_a_compile_where_channels_of_its_own_need_it_and_only_there(small, spawn):
+    made = inspect.getsource(compiled_dag_node.CompiledDAG.__init__)
+    assert re.search(r"= _create_proxy_actor\(\)", made)
+    assert re.search(r"CompiledDAG\.DAGDriverProxyActor\.options\(\s*label_selector=\{[^}]*\}\s*\)\.remote\(\)", made)
+    actors = spawn(2)
+
+    def with_a_channel_of_rays(inp, hosts):
+        first = hosts[0].work.bind(inp)
+        first.type_hint = SharedMemoryType()
+        return [first, hosts[1].work.bind(inp)]
+
+    for build, transport, num_made in [
+        (fan_out("work"), "socket", 0),
+        (fan_out("work"), "ray", 1),
+        (with_a_channel_of_rays, "socket", 1),
+        (fan_out("work"), "socket", 0),
+    ]:
+        before = live_actors().keys()
+        with GraphExecutor(actors, build, config=replace(small, transport=transport)) as graph:
+            assert [each[0] for each in graph.execute(request(7)).result] == [7, 7]
+            assert len(live_actors().keys() - before) == num_made
 
 
 def test_a_node_knows_how_many_values_its_method_returns(spawn):

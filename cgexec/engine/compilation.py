@@ -5,17 +5,21 @@ graph being compiled by then or not: that closes channels before what has arrive
 after the other, 30 s for one that is busy and for ever for one that is inside a method, and goes on asking them while
 Ray shuts down, which ends the process. Our loops end with their hubs, and so do channels of Ray's own between them.
 
-Private names used here: on an object of ``ray.dag.CompiledDAG``, ``_monitor_failures``, which starts that thread, and
-``_is_teardown``, which says that the graph has been torn down; ``_proxy_actor``, an actor of Ray's own, one for each
-compile, which otherwise lives until garbage collection; ``_actors_to_created_communicator_id``, the groups of
-accelerators that it has set up, and ``_destroy_communicator``, which ends one. On an actor's handle,
+Ray also makes an actor for each compile, on the driver's node, so that those who write to channels of its own can make
+buffers there. Sockets need none, and it is not cheap: it takes a worker from Ray's pool, which then starts another, and
+what that one imports has a core to itself for the first half second of the new graph.
+
+Private names used here: of ``ray.dag.CompiledDAG``, ``DAGDriverProxyActor``, the class of that actor, which is under
+``_proxy_actor`` in the graph and otherwise lives until garbage collection; ``_monitor_failures``, which starts that
+thread, and ``_is_teardown``, which says that the graph has been torn down; ``_actors_to_created_communicator_id``, the
+groups of accelerators that it has set up, and ``_destroy_communicator``, which ends one. On an actor's handle,
 ``_method_shells``: what a call is made from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -31,11 +35,13 @@ from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.hub import Hub
 from cgexec.engine.protocol import Member, OutputPort
 from cgexec.engine.session import hear_out
+from cgexec.engine.socket_edges import SocketHint
 from cgexec.engine.stand_in import StandIn
 from cgexec.engine.tasks import framed_tasks
 from cgexec.settings import Settings
 
 _monitor = StandIn(CompiledDAG, "_monitor_failures")
+_helper = StandIn(CompiledDAG.DAGDriverProxyActor, "options")
 
 
 def compile_graph(
@@ -48,7 +54,12 @@ def compile_graph(
         return OutputPort(host_ids[actor_of(node)], node.get_method_name())
 
     give_hints(bound.nodes, hint)
-    with _loops_without_retries(bound), framed_tasks(hub.key, origin_of), _monitor.replaced_by(_unwatched):
+    with ExitStack() as changes:
+        changes.enter_context(_loops_without_retries(bound))
+        changes.enter_context(framed_tasks(hub.key, origin_of))
+        changes.enter_context(_monitor.replaced_by(_unwatched))
+        if all(isinstance(node.type_hint, SocketHint) for node in bound.nodes):
+            changes.enter_context(_helper.replaced_by(_NoHelper))
         try:
             compiled = bound.root.experimental_compile(
                 _submit_timeout=settings.submit_timeout_s.value,
@@ -66,6 +77,16 @@ def compile_graph(
 
 def _unwatched(_compiled: CompiledDAG) -> None:
     """Start no thread: Ray makes do with no monitor."""
+
+
+class _NoHelper:
+    """No actor: Ray takes None for the driver."""
+
+    def __init__(self, **_options: Any) -> None:
+        """Take the options of the actor that would have been made."""
+
+    def remote(self) -> None:
+        """Make none."""
 
 
 def _compiled_in(tb: TracebackType | None) -> list[CompiledDAG]:

@@ -139,7 +139,8 @@ class EngineBrokenError(Exception):
 class HostsLostError(Exception):
     """The graph was not built because of a death: ``losses`` says which hosts were found dead or silent, and why.
 
-    There may be none: Ray's own helper actor may have been on a node that went away. Building again may then succeed.
+    There may be none: an actor that Ray made for the compile may have been on a node that went away. Building again may
+    then succeed.
     """
 
     def __init__(self, losses: dict[int, Exception], reason: Exception | None = None) -> None:

@@ -1,7 +1,8 @@
 """What the benchmarks do alike: options, a Ray of their own, contestants that take turns, figures, tables, files.
 
 Contestants take turns, a block of calls each, and the order changes from round to round: what slows the machine down
-slows all of them. A ratio is the median of the rounds' ratios, each between medians of the same round.
+slows all of them. A ratio is the median of the rounds' ratios, each between medians of the same round. Before its turn
+each is called for a second: what a compile sets off in Ray takes half of one (it starts a worker for its pool, say).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 BASE = "raw"  # the contestant that ratios are to
+WARM_UP_S = 1.0
 
 Call = Callable[[], object]
 Contestant = Callable[[], AbstractContextManager[Any]]  # yields what is measured: a Call, as a rule
@@ -72,6 +74,14 @@ def progress(what: str, total: int) -> Any:
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(what, total=total)
         yield lambda: shown.advance(task)
+
+
+def warm_up(call: Call) -> None:
+    """Call until what has just been built has been used for a while."""
+    until = time.monotonic() + WARM_UP_S
+    call()
+    while time.monotonic() < until:
+        call()
 
 
 def microseconds(call: Call, count: int) -> list[float]:
@@ -153,13 +163,31 @@ def about() -> dict[str, Any]:
     }
 
 
+@contextmanager
+def results(title: str, path: str | None, command: str) -> Iterator[Callable[[Iterable[Row]], None]]:
+    """Yield what is to be called with the figures of each case: they are in the file, if there is a path, from then on.
+
+    Printed are those there are when the block ends, be it that it was interrupted.
+    """
+    table: list[Row] = []
+    head = {"title": title, "command": command, "about": about()}
+
+    def add(figures: Iterable[Row]) -> None:
+        table.extend(figures)
+        if path:
+            written = {**head, "rows": [asdict(row) for row in table]}
+            Path(path).write_text(json.dumps(written, indent=1) + "\n")
+
+    try:
+        yield add
+    finally:
+        Console(width=110).print(as_table(title, table))
+
+
 def show(title: str, table: Iterable[Row], path: str | None, command: str) -> None:
-    """Print the figures, and write them to a file if there is a path."""
-    table = list(table)
-    Console(width=110).print(as_table(title, table))
-    if path:
-        written = {"title": title, "command": command, "about": about(), "rows": [asdict(row) for row in table]}
-        Path(path).write_text(json.dumps(written, indent=1) + "\n")
+    """Print the figures of a benchmark that has them all at once, and write them to a file if there is a path."""
+    with results(title, path, command) as add:
+        add(table)
 
 
 def as_table(title: str, table: Sequence[Row]) -> Table:

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.contestants import Call, Echo, Shape, classic, compiled, executor, floor, ours, raw
 
-ROUNDS, CALLS, WARM_UP = 7, 200, 100
+ROUNDS, CALLS, ASYNC_WARM_UP = 5, 200, 50
 KILOBYTE = b"x" * 1000
 CASES = {
     "1 actor, 1 byte": (Shape("chain", 1), b"x"),
@@ -124,27 +124,29 @@ def asynchronous(actors: list[Any]) -> Mapping[str, harness.Contestant]:
 def main() -> None:
     options = harness.options(__doc__ or "", rounds=ROUNDS, calls=CALLS)
     cases = {name: case for name, case in CASES.items() if options.only in name}
-    table: list[harness.Row] = []
-
-    def warmed_up(timed: Timed) -> list[float]:
-        timed(WARM_UP)
-        return timed(options.calls)
 
     def measure(call: Call) -> list[float]:
-        return warmed_up(partial(harness.microseconds, call))
+        harness.warm_up(call)
+        return harness.microseconds(call, options.calls)
 
-    with harness.a_ray(OBJECT_STORE_BYTES):
+    def measure_async(timed: Timed) -> list[float]:
+        harness.warm_up(lambda: timed(ASYNC_WARM_UP))
+        return timed(options.calls)
+
+    with (
+        harness.a_ray(OBJECT_STORE_BYTES),
+        harness.results("one execution", options.json, "python -m benchmarks.latency") as add,
+    ):
         actors = [Echo.remote() for _ in range(max((shape.num_actors for shape, _ in cases.values()), default=1))]
         rounds = {
             name: (contestants(shape, it, actors[: shape.num_actors]), measure) for name, (shape, it) in cases.items()
         }
         if options.only in ASYNC_CASE:
-            rounds[ASYNC_CASE] = asynchronous(actors), warmed_up
+            rounds[ASYNC_CASE] = asynchronous(actors), measure_async
         total = options.rounds * sum(len(taking_part) for taking_part, _ in rounds.values())
         with harness.progress("latency", total) as step:
             for name, (taking_part, take_time) in rounds.items():
-                table += harness.rows(name, "us", harness.in_turns(taking_part, take_time, options.rounds, step))
-    harness.show("one execution", table, options.json, "python -m benchmarks.latency")
+                add(harness.rows(name, "us", harness.in_turns(taking_part, take_time, options.rounds, step)))
 
 
 if __name__ == "__main__":

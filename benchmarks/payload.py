@@ -48,8 +48,11 @@ def main() -> None:
     kinds = {"numpy": lambda size: np.ones(size, np.uint8), "bytes": lambda size: b"x" * size}
     cases = {f"{kind}, {size}": (make, SIZES[size]) for kind, make in kinds.items() for size in SIZES}
     cases = {name: case for name, case in cases.items() if options.only in name}
-    table: list[harness.Row] = []
-    with harness.a_ray(2 << 30), harness.progress("payload", options.rounds * 6 * len(cases)) as step:
+    with (
+        harness.a_ray(2 << 30),
+        harness.results("a value there and back", options.json, "python -m benchmarks.payload") as add,
+        harness.progress("payload", options.rounds * 6 * len(cases)) as step,
+    ):
         actors = [Echo.remote()]
         for name, (make, size) in cases.items():
             value: Any = make(size)
@@ -57,7 +60,7 @@ def main() -> None:
             calls = max(5, min(options.calls, 200_000_000 // size))
 
             def measure(call: Call, calls: int = calls) -> list[float]:
-                harness.microseconds(call, max(3, calls // 5))
+                harness.warm_up(call)
                 return harness.microseconds(call, calls)
 
             taking_part: dict[str, harness.Contestant] = {
@@ -69,8 +72,7 @@ def main() -> None:
             }
             if size <= LARGEST_FOR_PIPES:
                 taking_part["floor"] = partial(floor, ONE, bytes(value))
-            table += harness.rows(name, "us", harness.in_turns(taking_part, measure, options.rounds, step))
-    harness.show("a value there and back", table, options.json, "python -m benchmarks.payload")
+            add(harness.rows(name, "us", harness.in_turns(taking_part, measure, options.rounds, step)))
 
 
 if __name__ == "__main__":

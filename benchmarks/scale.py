@@ -20,7 +20,7 @@ from benchmarks.contestants import Echo, Shape, ours, raw
 from benchmarks.recovery import by_hand
 from benchmarks.recovery import ours as recover
 
-ROUNDS, CALLS, WARM_UP = 3, 100, 20
+ROUNDS, CALLS = 3, 100
 SIZES = (2, 4, 8, 16, 32, 64)
 
 
@@ -50,7 +50,7 @@ def main() -> None:
                         call = stack.enter_context(build(Shape("fan", size), actors, b"x"))
                         call()
                         note(f"{size} actors, build", "s", name, [time.perf_counter() - started])
-                        harness.microseconds(call, WARM_UP)
+                        harness.warm_up(call)
                         note(f"{size} actors, latency", "us", name, harness.microseconds(call, options.calls))
                         note(f"{size} actors, memory", "MB", name, [resident_mb() - memory])
                     took_ms = recoveries[name](actors)["in all"]

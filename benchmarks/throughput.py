@@ -20,7 +20,7 @@ import ray
 from benchmarks import harness
 from benchmarks.contestants import Echo, Shape, compiled, executor
 
-ROUNDS, CALLS, WARM_UP, SLICES = 7, 400, 50, 4
+ROUNDS, CALLS, WARM_UP, SLICES = 5, 400, 50, 4
 SHAPES = (Shape("chain", 1), Shape("chain", 4))
 DEPTHS = (1, 2, 4, 8, 16)
 OBJECT_STORE_BYTES = 6 << 30  # what Ray's channels take, as many as are in flight, is not given back before Ray ends
@@ -67,10 +67,9 @@ def main() -> None:
     options = harness.options(__doc__ or "", rounds=ROUNDS, calls=CALLS)
     cases = {f"{shape.name}, {depth} in flight": (shape, depth) for shape in SHAPES for depth in DEPTHS}
     cases = {name: case for name, case in cases.items() if options.only in name}
-    table: list[harness.Row] = []
 
     def measure(run: Any) -> list[float]:
-        run(WARM_UP)
+        harness.warm_up(lambda: run(WARM_UP))
         found, count = [], options.calls // SLICES
         for _ in range(SLICES):
             started = time.perf_counter_ns()
@@ -78,7 +77,10 @@ def main() -> None:
             found.append((time.perf_counter_ns() - started) / 1e3 / count)
         return found
 
-    with harness.a_ray(OBJECT_STORE_BYTES):
+    with (
+        harness.a_ray(OBJECT_STORE_BYTES),
+        harness.results("time per execution, pipelined", options.json, "python -m benchmarks.throughput") as add,
+    ):
         actors = [Echo.remote() for _ in range(4)]
         with harness.progress("throughput", options.rounds * 4 * len(cases)) as step:
             for name, (shape, depth) in cases.items():
@@ -89,8 +91,7 @@ def main() -> None:
                     "cgexec, socket": partial(ours, shape, used, depth),
                     "cgexec, ray": partial(ours, shape, used, depth, transport="ray"),
                 }
-                table += harness.rows(name, "us", harness.in_turns(taking_part, measure, options.rounds, step))
-    harness.show("time per execution, pipelined", table, options.json, "python -m benchmarks.throughput")
+                add(harness.rows(name, "us", harness.in_turns(taking_part, measure, options.rounds, step)))
 
 
 if __name__ == "__main__":

@@ -367,8 +367,7 @@ class GraphExecutor:
         self, exc_type: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Close; without patience if Ctrl-C or the like ends the block."""
-        hurried = error is not None and not isinstance(error, Exception)
-        self.close(_CTRL_C_CLOSE_S if hurried else None)
+        self.close(close_timeout_s(error))
 
     async def __aenter__(self) -> GraphExecutor:
         return self
@@ -377,11 +376,15 @@ class GraphExecutor:
         self, exc_type: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Close, on another thread; without patience if a cancellation, Ctrl-C or the like ends the block."""
-        hurried = error is not None and not isinstance(error, Exception)
-        await asynchronous.on_a_thread(lambda: self.close(_CTRL_C_CLOSE_S if hurried else None))
+        await asynchronous.on_a_thread(lambda: self.close(close_timeout_s(error)))
 
     def __repr__(self) -> str:
         return (
             f"<GraphExecutor {self._core.name!r}, {self.state.value}, generation {self.generation}, "
             f"{len(self._core.members)} of {len(self._planned)} hosts>"
         )
+
+
+def close_timeout_s(error: BaseException | None) -> float | None:
+    """Return the timeout of a close at the end of a block: Ctrl-C and the like have no patience."""
+    return _CTRL_C_CLOSE_S if error is not None and not isinstance(error, Exception) else None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -105,6 +106,13 @@ def check_flag(name: str, value: Any, source: str) -> bool:
     if not isinstance(value, bool):
         raise _refuse(name, value, source, "True or False")
     return value
+
+
+def check_kind(name: str, value: Any, source: str, *kinds: type) -> None:
+    """Raise ValueError unless ``value`` is of one of these classes."""
+    if not isinstance(value, kinds):
+        named = [kind.__name__ for kind in kinds if kind is not NoneType]
+        raise _refuse(name, value, source, f"{' or '.join(named)}{' or None' if NoneType in kinds else ''}")
 
 
 def _as_ray_flag(text: str) -> bool:

@@ -32,8 +32,9 @@ def after(node: Any, *awaited: Any) -> Any:
 
     What they return is not given to the method; but if one of them fails the method is not called, and the node's
     output is that failure. Nodes of the same actor cost nothing; those of another send it what they return. An actor's
-    calls are made in the order in which they were bound anyhow; but a node that nothing depends on, and that is no
-    output, cannot be part of a graph.
+    calls are made in the order in which they were bound; one that waits, directly or not, for a call of its own actor
+    that was bound after it is not compiled by Ray, and comes later on engines without it. What nothing depends on, and
+    is no output, cannot be part of a graph.
 
     Raises:
         GraphSpecError: one of them is no node, or waits for this one; or ``node`` is no call of a method.
@@ -46,7 +47,7 @@ def after(node: Any, *awaited: Any) -> Any:
                 f"{node.get_method_name()}() is to wait for {each!r}: expected a node of a method, or an input"
             )
         if each is node or (node._downstream_nodes and node in leading_to([each])):
-            raise GraphSpecError(f"{node.get_method_name()}() is to wait for {each!r}, which waits for it")
+            raise GraphSpecError(f"{node.get_method_name()}() is to wait for {_named(each)}, which waits for it")
     if awaited:
         marker = () if any(argument is _AFTER for argument in node._bound_args) else (_AFTER,)
         node._bound_args = (*node._bound_args, *marker, *awaited)
@@ -54,6 +55,11 @@ def after(node: Any, *awaited: Any) -> Any:
             node._upstream_nodes.append(each)
             each._downstream_nodes.append(node)
     return node
+
+
+def _named(node: Any) -> str:
+    """Return what a node is called in an error: Ray's own description is a page long."""
+    return f"{node.get_method_name()}()" if isinstance(node, ClassMethodNode) else repr(node)
 
 
 def leading_to(nodes: Iterable[Any]) -> set[Any]:

@@ -19,14 +19,15 @@ def as_text(timeline: Timeline) -> str:
     Operations whose times are no multiples of that are drawn to the nearest column, one column at least.
     """
     unit = min(bar.end - bar.start for host in timeline.hosts for bar in host)
+    start = min(bar.start for host in timeline.hosts for bar in host)
     width = 1 + max(len(str(bar.operation)) for host in timeline.hosts for bar in host)
     digits = len(str(len(timeline.hosts) - 1))
     lines = []
     for number, host in enumerate(timeline.hosts):
         line = ""
         for bar in host:
-            line = line.ljust(round(bar.start / unit) * width, ".")
-            line += str(bar.operation).ljust(round(bar.end / unit) * width - len(line) - 1, "-") + "|"
+            line = line.ljust(round((bar.start - start) / unit) * width, ".")
+            line += str(bar.operation).ljust(round((bar.end - start) / unit) * width - len(line) - 1, "-") + "|"
         lines.append(f"host {number:<{digits}}  {line.ljust(round(timeline.span / unit) * width, '.')}")
     return "\n".join(lines)
 

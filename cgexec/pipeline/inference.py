@@ -14,7 +14,7 @@ those before it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from types import TracebackType
@@ -24,7 +24,7 @@ import numpy as np
 
 from cgexec.config import GraphConfig, RebuildPolicy
 from cgexec.engine.ray_context import effective_settings
-from cgexec.executor import GraphExecutor
+from cgexec.executor import GraphExecutor, close_timeout_s
 from cgexec.hosts import HostGroup
 from cgexec.pipeline.complete import check_complete
 from cgexec.settings import check_count
@@ -116,6 +116,7 @@ class InferencePipeline:
 
         Raises:
             ValueError: ``num_microbatches`` is not usable.
+            TypeError: a batch has no rows to split it by, and there is no ``split``; raised as what ``split`` raises.
         """
         check_count("num_microbatches", num_microbatches, "InferencePipeline.map")
         if num_microbatches == 1:
@@ -158,7 +159,8 @@ class InferencePipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        """Close; without patience if Ctrl-C or the like ends the block."""
+        self.close(close_timeout_s(error))
 
 
 def _of_the_first_rank(status: JobStatus) -> JobStatus:
@@ -189,6 +191,9 @@ def _only(results: Sequence[Any]) -> Any:
 
 
 def _split(batch: Any, num_microbatches: int) -> Sequence[Any]:
+    has_rows = hasattr(batch, "__len__") and hasattr(batch, "__getitem__") and getattr(batch, "ndim", 1) > 0
+    if not has_rows or isinstance(batch, Mapping):
+        raise TypeError(f"a batch that is a {type(batch).__name__} is split by whoever knows how: pass split=...")
     num_parts = max(1, min(num_microbatches, len(batch)))
     if isinstance(batch, np.ndarray):
         return np.array_split(batch, num_parts)

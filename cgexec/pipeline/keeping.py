@@ -19,6 +19,13 @@ from ray import cloudpickle
 from cgexec.pipeline.snapshot_format import Label, SnapshotError, labels_in, read, seal, unseal, write
 
 
+class Session(NamedTuple):
+    """A run, and when it was begun or resumed: what stages are told in one of them says nothing to another."""
+
+    run: str
+    begun_ns: int
+
+
 class Places(NamedTuple):
     """Where snapshots are kept, and of which steps beside the new one."""
 
@@ -28,7 +35,7 @@ class Places(NamedTuple):
 
 
 class _Shelf:
-    """What one actor keeps of one run."""
+    """What one actor keeps of one session."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -49,22 +56,40 @@ class _Shelf:
         self.snapshots[label] = snapshot
 
 
-_shelves: dict[int, dict[str, _Shelf]] = {}  # by the id of the instance, since its class may compare, and by run
+_shelves: dict[int, dict[Session, _Shelf]] = {}  # by the id of the instance, since its class may compare
 _lock = threading.Lock()
 
 
-def _shelf(instance: Any, run: str) -> _Shelf:
+def _shelf(instance: Any, session: Session) -> _Shelf:
     with _lock:
         if id(instance) not in _shelves:
             _shelves[id(instance)] = {}
             with suppress(TypeError):  # a class may do without weak references, and then lasts as long as its process
                 weakref.finalize(instance, _shelves.pop, id(instance), None)
-        return _shelves[id(instance)].setdefault(run, _Shelf())
+        return _shelves[id(instance)].setdefault(session, _Shelf())
+
+
+def _session_of(label: Label) -> Session:
+    return Session(label.run, label.begun_ns)
+
+
+def clear(instance: Any) -> None:
+    """Let go of whatever is kept in memory: of trainers that had this actor before, and were not closed."""
+    with _lock:
+        if id(instance) in _shelves:
+            _shelves[id(instance)].clear()
+
+
+def bar(instance: Any, session: Session, epoch: int) -> None:
+    """From now on refuse what was sent before; waits for what is being done."""
+    shelf = _shelf(instance, session)
+    with shelf.lock:
+        shelf.admit(epoch)
 
 
 def take(instance: Any, epoch: int, label: Label, method: str, places: Places) -> bytes:
     """Keep the state of this actor; returns its snapshot, for another actor to keep."""
-    shelf = _shelf(instance, label.run)
+    shelf = _shelf(instance, _session_of(label))
     with shelf.lock:
         shelf.admit(epoch)
         snapshot = seal(label, cloudpickle.dumps(call_method(instance, method), protocol=5))
@@ -77,16 +102,16 @@ def take(instance: Any, epoch: int, label: Label, method: str, places: Places) -
 
 def keep(instance: Any, epoch: int, label: Label, snapshot: bytes, places: Places) -> None:
     """Keep the snapshot of another actor."""
-    shelf = _shelf(instance, label.run)
+    shelf = _shelf(instance, _session_of(label))
     with shelf.lock:
         shelf.admit(epoch)
         unseal(snapshot, label)
         shelf.put(label, snapshot, places.retained)
 
 
-def in_memory(instance: Any, run: str) -> set[Label]:
-    """Return what this actor keeps of a run in memory."""
-    shelf = _shelf(instance, run)
+def in_memory(instance: Any, session: Session) -> set[Label]:
+    """Return what this actor keeps of a session in memory."""
+    shelf = _shelf(instance, session)
     with shelf.lock:
         return set(shelf.snapshots)
 
@@ -98,20 +123,24 @@ def on_disk(_instance: Any, directory: str) -> set[Label]:
 
 def give(instance: Any, label: Label) -> bytes:
     """Return a snapshot that is kept here."""
-    shelf = _shelf(instance, label.run)
+    shelf = _shelf(instance, _session_of(label))
     with shelf.lock:
         if label not in shelf.snapshots:
             raise SnapshotError(f"the snapshot of {label} is not here")
         return shelf.snapshots[label]
 
 
-def set_back(instance: Any, epoch: int, label: Label, method: str, places: Places, snapshot: bytes | None) -> None:
+def set_back(
+    instance: Any, session: Session, epoch: int, label: Label, method: str, places: Places, snapshot: bytes | None
+) -> None:
     """Give this actor the state of a snapshot: the one that is handed over, or else the one on disk.
+
+    One of this session is kept here from then on, as if it had been taken here.
 
     Raises:
         SnapshotError: it is not there, or not whole; the state is what it was.
     """
-    shelf = _shelf(instance, label.run)
+    shelf = _shelf(instance, session)
     with shelf.lock:
         shelf.admit(epoch)
         if snapshot is None:
@@ -121,15 +150,15 @@ def set_back(instance: Any, epoch: int, label: Label, method: str, places: Place
             value = loads(state)
         except Exception as error:
             raise SnapshotError(f"the snapshot of {label} cannot be loaded: {error!r}") from error
-        if places.in_memory:
+        if places.in_memory and _session_of(label) == session:
             shelf.put(label, snapshot, places.retained)
         getattr(instance, method)(value)
 
 
-def forget(instance: Any, run: str) -> None:
-    """Let go of everything that is kept of a run in memory."""
+def forget(instance: Any, session: Session) -> None:
+    """Let go of everything that is kept of a session in memory."""
     with _lock:
-        _shelves.get(id(instance), {}).pop(run, None)
+        _shelves.get(id(instance), {}).pop(session, None)
 
 
 def call_method(instance: Any, method: str) -> Any:

@@ -2,7 +2,8 @@
 
 ::
 
-    magic (16) │ run (16) │ host │ num_hosts │ num_stages │ step │ length │ sha256 of that and the state (32) │ state
+    magic (16) │ run (16) │ begun_ns │ host │ num_hosts │ num_stages │ step │ length │ sha256 of all that and the
+    state (32) │ state
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import NamedTuple
 from cgexec.errors import CgexecError
 
 _MAGIC = b"cgexec-snapshot1"
-_FIELDS = struct.Struct("<16s16sQQQQQ")
+_FIELDS = struct.Struct("<16s16sQQQQQQ")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _HEADER_BYTES = _FIELDS.size + _DIGEST_BYTES
-_NAME = re.compile(r"([0-9a-f]{32})-host-(\d+)-of-(\d+)-stages-(\d+)-step-(\d+)\.snapshot", re.ASCII)
+_NAME = re.compile(r"([0-9a-f]{32})-begun-(\d+)-host-(\d+)-of-(\d+)-stages-(\d+)-step-(\d+)\.snapshot", re.ASCII)
 _UNFINISHED = ".unfinished"
 
 
@@ -33,10 +34,12 @@ class SnapshotError(CgexecError):
 class Label(NamedTuple):
     """What a snapshot is of: the state of host ``host`` of ``num_hosts`` when ``step`` steps of a run had been done.
 
-    ``run`` tells one training from another, 32 hexadecimal digits; ``num_stages`` counts those of all hosts.
+    ``run`` tells one training from another, 32 hexadecimal digits, and ``begun_ns`` what was done of it before and
+    after it was resumed, which may differ: it grows with each resumption. ``num_stages`` counts those of all hosts.
     """
 
     run: str
+    begun_ns: int
     host: int
     num_hosts: int
     num_stages: int
@@ -47,7 +50,7 @@ class Label(NamedTuple):
 
     def at(self, step: int) -> Label:
         """Return the label of the same host at another step."""
-        return Label(self.run, self.host, self.num_hosts, self.num_stages, step)
+        return self._replace(step=step)
 
 
 def seal(label: Label, state: bytes) -> bytes:
@@ -62,14 +65,14 @@ def unseal(snapshot: bytes, label: Label) -> bytes:
     if len(snapshot) < _HEADER_BYTES:
         raise SnapshotError(f"the snapshot of {label} is cut off: {len(snapshot)} bytes")
     fields, state = snapshot[: _FIELDS.size], snapshot[_HEADER_BYTES:]
-    magic, run, host, num_hosts, num_stages, step, length = _FIELDS.unpack(fields)
+    magic, run, *numbers, length = _FIELDS.unpack(fields)
     if magic != _MAGIC:
         raise SnapshotError(f"what is to be the snapshot of {label} is none")
     if len(state) != length:
         raise SnapshotError(f"the snapshot of {label} is cut off: {len(state)} of {length} bytes")
     if snapshot[_FIELDS.size : _HEADER_BYTES] != _digest(fields, state):
         raise SnapshotError(f"the snapshot of {label} is corrupt: its checksum does not match")
-    found = Label(run.hex(), host, num_hosts, num_stages, step)
+    found = Label(run.hex(), *numbers)
     if found != label:
         raise SnapshotError(f"what is to be the snapshot of {label} is that of {found}")
     return state
@@ -86,18 +89,20 @@ def _digest(fields: bytes, state: bytes) -> bytes:
 
 def path_of(directory: str, label: Label) -> Path:
     """Return where a snapshot lies."""
-    run, host, num_hosts, num_stages, step = label
-    return Path(directory) / f"{run}-host-{host:04d}-of-{num_hosts}-stages-{num_stages}-step-{step:012d}.snapshot"
+    run, begun_ns, host, num_hosts, num_stages, step = label
+    whose = f"{run}-begun-{begun_ns:020d}-host-{host:04d}-of-{num_hosts}-stages-{num_stages}"
+    return Path(directory) / f"{whose}-step-{step:012d}.snapshot"
 
 
 def write(directory: str, label: Label, snapshot: bytes, retained: Collection[int]) -> None:
     """Write a snapshot: all of it, or nothing that could be taken for it. Removes the host's but of ``retained`` steps.
 
-    One process at a time writes those of a host: what another one has left unfinished is removed.
+    Those from before a resumption are removed once there are steps to retain from behind it. One process at a time
+    writes those of a host: what another one has left unfinished is removed.
     """
     path = path_of(directory, label)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{label.run}-host-{label.host:04d}-*{_UNFINISHED}"):
+    for left in path.parent.glob(f"{label.run}-*-host-{label.host:04d}-*{_UNFINISHED}"):
         _remove(left)
     unfinished = path.with_suffix(f".{os.getpid()}{_UNFINISHED}")
     try:
@@ -110,7 +115,13 @@ def write(directory: str, label: Label, snapshot: bytes, retained: Collection[in
         _remove(unfinished)
     _sync(path.parent)
     for other in labels_in(directory):
-        if other == label.at(other.step) and other.step not in {label.step, *retained}:
+        if other == label.at(other.step):
+            wanted = other.step in {label.step, *retained}
+        else:
+            wanted = (
+                (other.run, other.host) != (label.run, label.host) or other.begun_ns > label.begun_ns or not retained
+            )
+        if not wanted:
             _remove(path_of(directory, other))
 
 
@@ -128,8 +139,18 @@ def _sync(directory: Path) -> None:
 
 
 def labels_in(directory: str) -> set[Label]:
-    """Return of what a directory has snapshots, by their names; other files are passed over."""
-    names = (_NAME.fullmatch(path.name) for path in Path(directory).glob("*.snapshot"))
+    """Return of what a directory has snapshots, by their names; other files are passed over, and there may be none.
+
+    Raises:
+        SnapshotError: it is no directory, or cannot be read.
+    """
+    try:
+        files = os.listdir(directory)
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise SnapshotError(f"the snapshots in {directory} cannot be listed: {error}") from error
+    names = (_NAME.fullmatch(file) for file in files)
     return {Label(name[1], *map(int, name.groups()[1:])) for name in names if name is not None}
 
 

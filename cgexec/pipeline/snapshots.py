@@ -9,16 +9,30 @@ are newer ones of every stage.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from cgexec.deadline import Deadline
 from cgexec.engine.actor_functions import call, replies
 from cgexec.log import logger
-from cgexec.pipeline.keeping import Places, forget, give, in_memory, keep, on_disk, set_back, take
+from cgexec.pipeline.keeping import (
+    Places,
+    Session,
+    bar,
+    clear,
+    forget,
+    give,
+    in_memory,
+    keep,
+    on_disk,
+    set_back,
+    take,
+)
 from cgexec.pipeline.snapshot_format import Label, SnapshotError
-from cgexec.settings import check_count, check_duration
+from cgexec.settings import check_count, check_duration, check_flag, check_kind
 from cgexec.texts import told
 
 _logger = logger(__name__)
@@ -57,6 +71,10 @@ class PipelineSnapshots:
         check_count("every", self.every, _FROM)
         check_count("num_kept", self.num_kept, _FROM)
         check_duration("timeout_s", self.timeout_s, _FROM)
+        check_flag("in_memory", self.in_memory, _FROM)
+        check_kind("directory", self.directory, _FROM, str, NoneType)
+        check_kind("get_state", self.get_state, _FROM, str)
+        check_kind("set_state", self.set_state, _FROM, str)
         if self.directory is None and not self.in_memory:
             raise ValueError(f"in_memory=False (from {_FROM}) is not usable without a directory: nothing would be kept")
         if self.directory is not None and not os.path.isabs(self.directory):
@@ -67,21 +85,42 @@ class PipelineSnapshots:
 
 
 class Archive:
-    """The snapshots of one training. ``run`` tells it from others."""
+    """The snapshots of one session of a training, on ``num_hosts`` hosts with ``num_stages`` stages in all."""
 
-    def __init__(self, config: PipelineSnapshots, run: str, num_hosts: int, num_stages: int) -> None:
+    def __init__(self, config: PipelineSnapshots, session: Session, num_hosts: int, num_stages: int) -> None:
         self._config = config
-        self._run = run
-        self._labels = [Label(run, host, num_hosts, num_stages, 0) for host in range(num_hosts)]
+        self._session = session
+        self._labels = [Label(*session, host, num_hosts, num_stages, 0) for host in range(num_hosts)]
+
+    def begin(self, actors: Sequence[Any], epoch: int) -> None:
+        """Keep the state of every stage as the first one of all. Raises as ``take``."""
+        deadline = self._deadline()
+        raise_first(replies([call(actor, clear) for actor in actors], deadline))
+        self._take(actors, epoch, 0, (), deadline)
+
+    def resume(self, actors: Sequence[Any], epoch: int, found: Collection[Label]) -> int:
+        """Bring every stage to the last step of ``found`` that can be had from the directory; return that.
+
+        The state is then kept as the first one of this session. Raises as ``take`` and ``bring_back``.
+        """
+        deadline = self._deadline()
+        raise_first(replies([call(actor, clear) for actor in actors], deadline))
+        step = self._bring_back_to_one_of(actors, epoch, whole_sets(found), {}, deadline)
+        self._take(actors, epoch, step, (), deadline)
+        return step
 
     def take(self, actors: Sequence[Any], epoch: int, step: int, retained: Collection[int]) -> None:
         """Keep the state of every stage after ``step`` steps, beside the ``retained`` ones. No step is under way.
 
         Raises:
             Exception: whatever kept one of them from it, GetTimeoutError if it took too long. Those that had been
-                taken before are still there.
+                taken before are still there; what is still under way ends before ``bar`` does.
         """
-        self._take(actors, epoch, step, retained, Deadline.after(self._config.timeout_s))
+        self._take(actors, epoch, step, retained, self._deadline())
+
+    def bar(self, actors: Sequence[Any], epoch: int) -> None:
+        """Let every stage refuse what was sent before this epoch; raises whatever kept one from it."""
+        raise_first(replies([call(actor, bar, self._session, epoch) for actor in actors], self._deadline()))
 
     def _take(
         self, actors: Sequence[Any], epoch: int, step: int, retained: Collection[int], deadline: Deadline
@@ -104,36 +143,53 @@ class Archive:
     def _places(self, retained: Collection[int]) -> Places:
         return Places(self._config.directory, self._config.in_memory, tuple(retained))
 
-    def bring_back(self, actors: Sequence[Any], epoch: int, steps: Iterable[int]) -> tuple[int, Exception | None]:
+    def _deadline(self) -> Deadline:
+        return Deadline.after(self._config.timeout_s)
+
+    def bring_back(self, actors: Sequence[Any], epoch: int, steps: Collection[int]) -> tuple[int, Exception | None]:
         """Bring every stage back to the last of ``steps`` that can be had for all of them.
 
-        Returns that step; and, what was lost with a host being kept twice again, why it could not be, if so.
+        Returns that step; and, what was lost with a host being kept twice again, why it could not be, if so: what is
+        still under way of that ends before ``bar`` does.
 
         Raises:
             SnapshotError: there is none; names what is missing. Some stages may have been brought back to some step.
             Exception: an actor died, or did not answer.
         """
-        deadline = Deadline.after(self._config.timeout_s)
-        steps = sorted(steps, reverse=True)
-        sources, refused = self._sources(actors, deadline), []
-        for place, step in enumerate(steps):
-            lacking = self._bring_back_to(actors, epoch, step, steps[place + 1 :], sources, deadline)
-            if lacking:
-                _logger.warning("the stages cannot be brought back to step %d: %s", step, lacking)
-                refused.append(lacking)
-                continue
-            try:
-                self._take(actors, epoch, step, steps[place + 1 :], deadline)
-            except Exception as error:  # noqa: BLE001 - they are back all the same
-                return step, error
-            return step, None
+        deadline = self._deadline()
+        sources = self._sources(actors, deadline)
+        newest_first = [[label.at(step) for label in self._labels] for step in sorted(steps, reverse=True)]
+        step = self._bring_back_to_one_of(actors, epoch, newest_first, sources, deadline)
+        try:
+            self._take(actors, epoch, step, [each for each in steps if each < step], deadline)
+        except Exception as error:  # noqa: BLE001 - they are back all the same
+            return step, error
+        return step, None
+
+    def _bring_back_to_one_of(
+        self,
+        actors: Sequence[Any],
+        epoch: int,
+        newest_first: Sequence[Sequence[Label]],
+        sources: Mapping[Label, Sequence[int]],
+        deadline: Deadline,
+    ) -> int:
+        """Bring all stages back to the first that can be had of sets of one snapshot for each; return its step."""
+        refused = []
+        for place, labels in enumerate(newest_first):
+            step, older = labels[0].step, [each[0].step for each in newest_first[place + 1 :]]
+            lacking = self._bring_back_to(actors, epoch, labels, self._places(older), sources, deadline)
+            if not lacking:
+                return step
+            _logger.warning("the stages cannot be brought back to step %d: %s", step, lacking)
+            refused.append(lacking)
         raise SnapshotError(f"the stages cannot be brought back to any step: {'; '.join(refused) or 'none was kept'}")
 
     def _sources(self, actors: Sequence[Any], deadline: Deadline) -> dict[Label, list[int]]:
         """Return which hosts keep each snapshot in memory, the one whose it is first."""
         found: dict[Label, list[int]] = {}
         if self._config.in_memory:
-            answers = replies([call(actor, in_memory, self._run) for actor in actors], deadline)
+            answers = replies([call(actor, in_memory, self._session) for actor in actors], deadline)
             raise_first(answers)
             for keeper, labels in enumerate(answers):
                 for label in labels:
@@ -145,40 +201,36 @@ class Archive:
         self,
         actors: Sequence[Any],
         epoch: int,
-        step: int,
-        retained: Collection[int],
-        sources: dict[Label, list[int]],
+        labels: Sequence[Label],
+        places: Places,
+        sources: Mapping[Label, Sequence[int]],
         deadline: Deadline,
     ) -> str:
         """Bring all stages back to one step; returns what is lacking, nothing if they are there."""
-        labels = [label.at(step) for label in self._labels]
-        on_disk_too = [None] if self._config.directory is not None else []
+        on_disk_too = [None] if places.directory is not None else []
         left_to_try = {label: [*sources.get(label, ()), *on_disk_too] for label in labels}
         reasons = {label: f"there is no snapshot of {label}" for label in labels}
-        left = labels
+        left = list(labels)
         while left:
             for label in left:
                 if not left_to_try[label]:
                     return reasons[label]
-            under_way = [self._from(actors, epoch, label, left_to_try[label].pop(0), retained) for label in left]
+            under_way = [self._from(actors, epoch, label, left_to_try[label].pop(0), places) for label in left]
             answers = dict(zip(left, replies(under_way, deadline), strict=True))
             raise_first(answer for answer in answers.values() if not isinstance(answer, SnapshotError))
             left = [label for label, answer in answers.items() if isinstance(answer, SnapshotError)]
             reasons |= {label: told(answers[label]) for label in left}
         return ""
 
-    def _from(
-        self, actors: Sequence[Any], epoch: int, label: Label, keeper: int | None, retained: Collection[int]
-    ) -> Any:
+    def _from(self, actors: Sequence[Any], epoch: int, label: Label, keeper: int | None, places: Places) -> Any:
         """Begin to give a host the state that another one keeps, or that is on disk."""
         snapshot = None if keeper is None else call(actors[keeper], give, label)
-        return call(
-            actors[label.host], set_back, epoch, label, self._config.set_state, self._places(retained), snapshot
-        )
+        method = self._config.set_state
+        return call(actors[label.host], set_back, self._session, epoch, label, method, places, snapshot)
 
     def forget(self, actors: Sequence[Any], timeout_s: float) -> None:
         """Let the stages let go of what they keep in memory, as far as they do in time."""
-        replies([call(actor, forget, self._run) for actor in actors], Deadline.after(timeout_s))
+        replies([call(actor, forget, self._session) for actor in actors], Deadline.after(timeout_s))
 
 
 def raise_first(found: Iterable[Any]) -> None:
@@ -197,21 +249,34 @@ def written(config: PipelineSnapshots, actors: Sequence[Any]) -> set[Label]:
     return set().union(*found)
 
 
-def run_to_resume(found: Collection[Label], num_hosts: int, num_stages: int) -> tuple[str, list[int]]:
-    """Return which run a directory holds, and the steps of which it has every stage.
+def session_to_resume(directory: str, found: Collection[Label], num_hosts: int, num_stages: int) -> Session:
+    """Return the session that goes on with the training whose snapshots were found in a directory.
 
     Raises:
-        SnapshotError: there is none, there are several, or it is of another pipeline; or no step is complete.
+        SnapshotError: there is none, there are several, or it is of another pipeline; or no step is whole.
     """
     runs = {label.run for label in found}
     if len(runs) != 1:
-        raise SnapshotError(f"there are snapshots of {len(runs)} trainings: expected those of one to resume from")
+        raise SnapshotError(
+            f"{directory} has snapshots of {len(runs)} trainings: expected those of one, to go on with by resume=True"
+        )
     shapes = {(label.num_hosts, label.num_stages) for label in found}
     if shapes != {(num_hosts, num_stages)}:
         had = " and ".join(f"{stages} stages on {hosts} hosts" for hosts, stages in sorted(shapes))
-        raise SnapshotError(f"the snapshots are of {had}, not of {num_stages} stages on {num_hosts} hosts")
-    by_host = [{label.step for label in found if label.host == host} for host in range(num_hosts)]
-    steps = set.intersection(*by_host)
-    if not steps:
-        raise SnapshotError("there is no step of which every stage has a snapshot")
-    return runs.pop(), sorted(steps)
+        raise SnapshotError(
+            f"the snapshots in {directory} are of {had}, not of {num_stages} stages on {num_hosts} hosts"
+        )
+    if not whole_sets(found):
+        steps = {host: sorted({label.step for label in found if label.host == host}) for host in range(num_hosts)}
+        raise SnapshotError(
+            f"in {directory} there is no step of which every host has a snapshot; there are, by host: {steps}"
+        )
+    return Session(runs.pop(), max(time.time_ns(), 1 + max(label.begun_ns for label in found)))
+
+
+def whole_sets(found: Iterable[Label]) -> list[list[Label]]:
+    """Return of each step of which every host has a snapshot those, in host order, the newest first."""
+    sets: dict[tuple[int, int], list[Label]] = {}
+    for label in sorted(found):
+        sets.setdefault((label.begun_ns, label.step), []).append(label)
+    return [labels for _, labels in sorted(sets.items(), reverse=True) if len(labels) == labels[0].num_hosts]

@@ -7,7 +7,7 @@ any moment, on another thread. So whatever is done is held against where they st
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from cgexec.deadline import Deadline
@@ -15,11 +15,16 @@ from cgexec.engine.actor_functions import call, replies
 from cgexec.errors import CgexecError
 from cgexec.log import logger
 from cgexec.pipeline.keeping import call_method
+from cgexec.pipeline.snapshot_format import Label, SnapshotError
 from cgexec.pipeline.snapshots import Archive, raise_first
 
 _logger = logger(__name__)
 
 _LOOK_S = 0.01  # while a graph is rebuilt, for it to be ready or to have failed
+
+
+class OvertakenError(SnapshotError):
+    """The stages were brought back to another step while something was done with them where they had stood."""
 
 
 class Place(NamedTuple):
@@ -33,14 +38,23 @@ class Place(NamedTuple):
     step: int | None
     epoch: int
 
+    def at(self, step: int | None) -> Place:
+        """Return the place with another step."""
+        return Place(self.generation, step, self.epoch)
+
+    def behind(self, epoch: int) -> Place:
+        """Return the place in another epoch."""
+        return Place(self.generation, self.step, epoch)
+
 
 class Standing:
     """The place of the stages, and the snapshots to bring them back to. May be used from any thread.
 
-    ``changed`` is told when the stages have been brought back.
+    ``changed`` is told when the stages have been brought back. ``may_begin_anew`` says whether the state that they have
+    before there is any snapshot is of no account, since they are given another one.
     """
 
-    def __init__(self, num_kept: int) -> None:
+    def __init__(self, num_kept: int, *, may_begin_anew: bool) -> None:
         self.changed = threading.Condition()
         self.place = Place(0, 0, 0)
         self.taken: list[int] = []  # the steps of which there is a snapshot of every stage
@@ -48,23 +62,24 @@ class Standing:
         self.snapshot_error: Exception | None = None
         self.archive: Archive | None = None
         self._num_kept = num_kept
+        self._may_begin_anew = may_begin_anew
         self._bringing_back = threading.Lock()
 
     def begin(self, archive: Archive, actors: Sequence[Any]) -> None:
         """Take the first snapshot."""
-        archive.take(actors, self.place.epoch, 0, ())
-        with self.changed:
-            self.archive, self.taken, self.actors = archive, [0], actors
+        with self._bringing_back:
+            archive.begin(actors, self.place.epoch)
+            with self.changed:
+                self.archive, self.taken, self.actors = archive, [0], actors
 
-    def resume(self, archive: Archive, actors: Sequence[Any], steps: Sequence[int]) -> int:
-        """Bring the stages to the last of ``steps`` that can be had, and return it."""
-        with self.changed:
-            self.archive, self.taken, self.actors = archive, list(steps), actors
-            self.place = Place(self.place.generation, None, self.place.epoch)
-        self.bring_back()
-        with self.changed:
-            self.taken = self.taken[-1:]  # there are no inputs for what came before
-            return self.place.step or 0
+    def resume(self, archive: Archive, actors: Sequence[Any], found: Collection[Label]) -> int:
+        """Bring the stages to the last step that can be had of what was found in the directory, and return it."""
+        with self._bringing_back:
+            step = archive.resume(actors, self.place.epoch, found)
+            with self.changed:
+                self.archive, self.taken, self.actors = archive, [step], actors
+                self.place = self.place.at(step)
+        return step
 
     def ran(self, sent_from: Place, generation: int, step: int, well: bool) -> int | None:
         """Note where the stages stand behind an execution of ``step``; return their epoch, or None if it says nothing.
@@ -91,18 +106,49 @@ class Standing:
         """
         with self.changed:
             archive, actors, retained = self.archive, self.actors, self.taken
-        try:
-            if archive is not None:
+            unchanged = self.place.epoch == epoch
+            if unchanged:
+                self.place = self.place.at(None)  # until all that is sent to the stages has ended
+        failed: Exception | None = None
+        settled = True
+        if unchanged and archive is not None:
+            try:
                 archive.take(actors, epoch, step, retained)
-        except Exception as error:
-            self.snapshot_error = error
-            _logger.warning("no snapshot could be taken of step %d", step, exc_info=True)
-        else:
+            except Exception as error:
+                failed = error
+                _logger.warning("no snapshot could be taken of step %d", step, exc_info=True)
+                epoch += 1
+                settled = self._bar(archive, actors, epoch)
+        with self.changed:
+            if self.place.epoch != epoch:
+                self.snapshot_error = OvertakenError(
+                    f"the stages were brought back as a snapshot of step {step} was taken"
+                )
+                return min(self.taken, default=0)
+            if settled:
+                self.place = self.place.at(step)
+            self.snapshot_error = failed
+            if failed is None:
+                self.taken = sorted({*self.taken, step})[-self._num_kept :]
+            return min(self.taken, default=0)
+
+    def _bar(self, archive: Archive, actors: Sequence[Any], epoch: int) -> bool:
+        """Let nothing that was sent to the stages before this epoch be done from now on; returns whether that is sure.
+
+        Else a snapshot could be taken of a later step, and kept as one of this. If a stage does not answer, all of them
+        are to be brought back before anything else is done: that waits for it too, or ends.
+        """
+        with self._bringing_back:
             with self.changed:
-                if self.place.epoch == epoch:
-                    self.snapshot_error = None
-                    self.taken = sorted({*self.taken, step})[-self._num_kept :]
-        return min(self.taken, default=0)
+                if self.place.epoch != epoch - 1:
+                    return False  # they have been brought back, which does the same
+                self.place = self.place.behind(epoch)
+            try:
+                archive.bar(actors, epoch)
+            except Exception:
+                _logger.warning("the stages are not known to have done with a snapshot", exc_info=True)
+                return False
+            return True
 
     def wait_while(self, waiting: Callable[[], bool], deadline: Deadline) -> bool:
         """Return whether that came to an end in time. Of a graph's state nobody tells, so it is looked at."""
@@ -132,24 +178,36 @@ class Standing:
                 with self.changed:
                     self.place = Place(place.generation, step, epoch)
 
-    def _set_back(self, actors: Sequence[Any]) -> tuple[int, int]:
+    def _set_back(self, actors: Sequence[Any]) -> tuple[int | None, int]:
         """Return the step that the stages have been brought back to, and their epoch."""
         with self.changed:
             # At once, so that nothing which ends only now is taken for a step of theirs.
             self.place = Place(self.place.generation, None, self.place.epoch + 1)
             epoch, archive, steps = self.place.epoch, self.archive, self.taken
         if archive is None:
-            return 0, epoch  # the first snapshot has not been taken: nothing has run, and all hosts are as they began
+            if self._may_begin_anew:
+                return None, epoch
+            raise SnapshotError(
+                "a host was lost before there was a snapshot of all, and what it had been given is lost with it: make "
+                "the stages anew"
+            )
         step, error = archive.bring_back(actors, epoch, steps)
+        if error is not None:  # something may be on its way still
+            with self.changed:
+                epoch += 1
+                self.place = self.place.behind(epoch)
+            archive.bar(actors, epoch)
         with self.changed:
             self.taken = [each for each in steps if each <= step]
             self.snapshot_error = error
         return step, epoch
 
-    def states(self, method: str, deadline: Deadline) -> list[Any]:
-        """Return what a method of each stage returns. Raises whatever kept one from answering."""
+    def states(self, method: str, epoch: int, deadline: Deadline) -> list[Any]:
+        """Return what a method of each stage returns where they stand. Raises whatever kept one from answering."""
         found = replies([call(actor, call_method, method) for actor in self.actors], deadline)
         raise_first(found)
+        if self.place.epoch != epoch:
+            raise OvertakenError("the stages were brought back as they were asked for their states")
         return found
 
     def forget(self, timeout_s: float) -> None:

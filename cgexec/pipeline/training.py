@@ -21,14 +21,16 @@ What the stages' methods are given and return (``StageMethods`` says what they a
   the schedule splits the backward.
 - ``update(step)``, once for each host, behind everything else that it does, is given the number of the step.
 
-``stage`` and ``microbatch`` are numbers. A stage keeps by itself what it needs again for a microbatch. Where one of a
-host's operations has failed it does no further backward, and its ``update`` is not called; that of other hosts may be.
+``stage`` and ``microbatch`` are numbers. A stage keeps by itself what it needs again for a microbatch. What depends on
+an operation that has failed is not done: of the same microbatch, on whatever host, and any later backward of the same
+host. The ``update`` of such a host is not called; that of other hosts may be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, NamedTuple
 
 from cgexec.engine.ordering import after
@@ -37,6 +39,7 @@ from cgexec.pipeline.complete import check_complete
 from cgexec.pipeline.operations import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Operation
 from cgexec.pipeline.schedules import Schedule
 from cgexec.pipeline.timeline import run
+from cgexec.settings import check_kind
 from cgexec.topology import HostInfo
 
 
@@ -79,10 +82,18 @@ class TrainingStep:
     def __init__(
         self, schedule: Schedule, num_stages: int, num_microbatches: int, methods: StageMethods | None = None
     ) -> None:
+        check_kind("schedule", schedule, "TrainingStep", Schedule)
+        check_kind("methods", methods, "TrainingStep", StageMethods, NoneType)
         self.schedule = schedule
         self.num_microbatches = num_microbatches
         self.methods = methods or StageMethods()
         order = schedule.order(num_stages, num_microbatches)
+        found = 1 + max(operation.microbatch for host in order for operation in host)
+        if (len(order), found) != (num_stages, num_microbatches):
+            raise ValueError(
+                f"{schedule!r} has an order of {len(order)} hosts and {found} microbatches, where {num_stages} and "
+                f"{num_microbatches} were asked for"
+            )
         self._num_hosts = len(order)
         self._num_stages = 1 + max(operation.stage for host in order for operation in host)
         self._turns = run(order).in_time()
@@ -103,9 +114,11 @@ class TrainingStep:
         """Return the arguments of ``GraphExecutor.execute`` for one step; ``step`` is what ``update`` is given.
 
         Raises:
-            ValueError: there are not as many microbatches or targets as the graph is for.
+            ValueError: there are not as many microbatches or targets as the graph is for, or they are no sequence.
         """
         for what, values in (("microbatches", microbatches), ("targets", targets)):
+            if isinstance(values, Mapping) or not hasattr(values, "__len__"):
+                raise ValueError(f"{what} are to be a list or another sequence, not a {type(values).__name__}")
             if len(values) != self.num_microbatches:
                 raise ValueError(f"{len(values)} {what} were given, and the graph is for {self.num_microbatches}")
         return [*microbatches, *targets, step]

@@ -88,8 +88,18 @@ def test_nodes_that_would_wait_for_each_other_are_refused() -> None:
         return after(first, actors[1].note.bind(first))
 
     for build in (itself, each_other):
-        with pytest.raises(GraphSpecError, match="which waits for it"):
+        with pytest.raises(GraphSpecError, match=r"note\(\) is to wait for note\(\), which waits for it"):
             run(build, 1)
+
+
+def test_a_call_that_waits_for_a_later_one_of_its_actor_comes_behind_it_in_process() -> None:
+    def build(inp: Any, actors: Any) -> Any:
+        first, second = (actors[0].note.bind(inp, number) for number in range(2))
+        return [after(first, second), second]
+
+    status, done = run(build, 5)
+    assert status.result == [(5, 0), (5, 1)]
+    assert done[0] == [(5, 1), (5, 0)]
 
 
 def test_nothing_but_nodes_can_be_waited_for() -> None:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from cgexec import cli
-from cgexec.pipeline import Schedule1F1B, ScheduleZeroBubbleH1, as_text, draw, parse_order, run
+from cgexec.pipeline import Bar, Schedule1F1B, ScheduleZeroBubbleH1, Timeline, as_text, draw, parse_order, run
 
 
 def test_text_has_a_line_for_each_host_and_a_column_for_each_unit_of_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +25,14 @@ def test_text_has_a_line_for_each_host_and_a_column_for_each_unit_of_time(capsys
 def test_every_operation_stands_where_it_runs() -> None:
     text = as_text(run(parse_order(["0F0 0B0", "1F0 1B0"])))
     assert text == "host 0  0F0|............0B0----|\nhost 1  ....1F0|1B0----|........"
+
+
+def test_a_timeline_is_drawn_from_where_it_begins() -> None:
+    timeline = run(Schedule1F1B().order(3, 4))
+    later = Timeline(
+        tuple(tuple(Bar(bar.operation, bar.start + 50, bar.end + 50) for bar in host) for host in timeline.hosts)
+    )
+    assert as_text(later) == as_text(timeline)
 
 
 def test_the_lines_of_many_hosts_begin_at_the_same_place() -> None:

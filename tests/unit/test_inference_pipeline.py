@@ -148,6 +148,17 @@ def test_what_the_batches_raise_comes_behind_what_was_sent() -> None:
             list(made.map([np.array([1])], num_microbatches=2, split=lambda *_: []))
 
 
+@pytest.mark.parametrize("batch", [7, {"of no": "rows"}, {1, 2}, np.array(3), None])
+def test_a_batch_without_rows_is_split_by_whoever_knows_how(batch: Any) -> None:
+    _, made = pipeline(2, 1)
+    with made:
+        found = made.map([np.array([1, 2]), batch], num_microbatches=2)
+        assert isinstance(next(found), JobSucceeded)
+        with pytest.raises(TypeError, match=f"a batch that is a {type(batch).__name__} .* pass split="):
+            next(found)
+        assert isinstance(made.execute(np.array([1])), JobSucceeded)
+
+
 def test_a_lost_rank_is_replaced_or_the_graph_fails() -> None:
     actors, made = pipeline(
         4, 2, policy=RebuildPolicy(replace=lambda info: LocalActor(Rank, info.host_id), backoff_s=0.01)

@@ -1,0 +1,404 @@
+"""What comes in between while the stages of a training are looked at, kept or resumed: no state under a wrong name."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import GetTimeoutError
+from stages import Mortal, data
+from test_trainer_in_process import EACH_STEP, IN_PROCESS, NUM_MICROBATCHES, Training, corrupt, expected, same
+
+from cgexec import GraphClosedError, JobError, JobSucceeded, RebuildPolicy
+from cgexec.pipeline import (
+    Operation,
+    PipelineSnapshots,
+    PipelineTrainer,
+    Schedule1F1B,
+    ScheduleGPipe,
+    SnapshotError,
+    TrainingStep,
+    keeping,
+    snapshot_format,
+)
+from cgexec.pipeline.standing import Standing
+from cgexec.testing import LocalActor, kill
+
+
+def kept_in(actor: Any) -> int:
+    """Return how many snapshots an actor keeps in memory."""
+    count = lambda instance: sum(len(shelf.snapshots) for shelf in keeping._shelves.get(id(instance), {}).values())  # noqa: E731
+    found: int = actor.__ray_call__.remote(count).result(10)
+    return found
+
+
+# -- calls that are late -----------------------------------------------------------------------------------------------
+
+
+class SlowToSay(Mortal):
+    """Does not say its state before it may; and does ordinary calls beside the graph, as actors of Ray's do."""
+
+    may_say = threading.Event()
+
+    def get_state(self):
+        if 1 in self.layers:
+            assert self.may_say.wait(30)
+        return super().get_state()
+
+
+class BesideTheGraph(LocalActor):
+    """An actor whose ordinary calls do not wait for the graph's, as with Ray: one that is late may come at any time."""
+
+    @property
+    def __ray_call__(self) -> Any:
+        return SimpleNamespace(
+            remote=partial(self.__dict__.setdefault("_pool", ThreadPoolExecutor(1)).submit, self._run)
+        )
+
+    def _run(self, function: Any, *arguments: Any) -> Any:
+        return function(self._process.instance, *arguments)
+
+
+class TrainingBesideCalls(Training):
+    def spawn(self, host: int, doom: Any) -> Any:
+        return BesideTheGraph(self.kind, [host], self.num_stages, doom, self.end)
+
+
+def test_a_snapshot_that_is_late_is_waited_for_or_not_taken_of_what_comes_behind(tmp_path: Path) -> None:
+    losses, weights = expected(Schedule1F1B())
+    SlowToSay.may_say.set()
+    snapshots = PipelineSnapshots(every=10, directory=str(tmp_path), timeout_s=0.3)
+    training = TrainingBesideCalls(kind=SlowToSay, snapshots=snapshots)
+    with training.trainer as trainer:
+        found = training.run(2)
+        trainer.snapshot()
+        SlowToSay.may_say.clear()
+        threading.Timer(0.5, SlowToSay.may_say.set).start()  # behind the timeout
+        with pytest.raises(GetTimeoutError):
+            trainer.snapshot()
+        assert SlowToSay.may_say.is_set(), "whatever had been sent has ended"
+        assert trainer._standing.place.step == 2
+        assert trainer._standing.place.epoch == 1
+        found += training.run(3)
+        kill(training.actors[0])
+        found += training.run()
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+def test_where_a_late_snapshot_is_not_known_to_have_ended_the_stages_are_brought_back_first(tmp_path: Path) -> None:
+    losses, weights = expected(Schedule1F1B())
+    SlowToSay.may_say.set()
+    snapshots = PipelineSnapshots(every=10, directory=str(tmp_path), timeout_s=0.2)
+    training = TrainingBesideCalls(kind=SlowToSay, snapshots=snapshots)
+    with training.trainer as trainer:
+        found = training.run(2)
+        SlowToSay.may_say.clear()
+        with pytest.raises(GetTimeoutError):
+            trainer.snapshot()
+        assert trainer._standing.place.step is None
+        SlowToSay.may_say.set()
+        found += training.run()
+        done = [each for each in training.actors[0].what_was_done.remote().result(10)[0] if "update" in each]
+        assert done == [f"update {step}" for step in (0, 1, 0, 1, 2, 3)]
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+# -- rebuilds in between -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rebuilt_before(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what has a graph rebuilt, once, before a method of its Standing is run."""
+
+    def before(name: str, graph: Any) -> None:
+        original = getattr(Standing, name)
+        left = [1]
+
+        def first(self: Standing, *args: Any) -> Any:
+            if left:
+                left.pop()
+                graph.rebuild()
+            return original(self, *args)
+
+        monkeypatch.setattr(Standing, name, first)
+
+    return before
+
+
+@pytest.mark.parametrize("what", ["take", "states"])
+def test_a_rebuild_behind_the_look_at_where_the_stages_stand_is_noticed(what: str, rebuilt_before: Any) -> None:
+    losses, weights = expected(Schedule1F1B())
+    training = Training(snapshots=PipelineSnapshots(every=2))
+    with training.trainer as trainer:
+        found = training.run(3)
+        rebuilt_before(what, trainer.graph)
+        if what == "take":
+            trainer.snapshot()
+            assert trainer._standing.taken == [2, 3]
+            kill(training.actors[1])
+        assert [step for step, _ in trainer.states()] == [3, 3, 3]
+        found += training.run()
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+def test_a_snapshot_that_a_rebuild_overtakes_is_taken_again(tmp_path: Path) -> None:
+    training = Training(snapshots=PipelineSnapshots(every=2, directory=str(tmp_path)))
+    with training.trainer as trainer:
+        training.run(3)
+        archive = trainer._standing.archive
+        take = archive.take  # type: ignore[union-attr]
+
+        def overtaken(*arguments: Any) -> None:
+            take(*arguments)
+            archive.take = take  # type: ignore[union-attr, method-assign]
+            trainer.graph.rebuild()
+
+        archive.take = overtaken  # type: ignore[union-attr, method-assign]
+        trainer.snapshot()
+        assert trainer.snapshot_error is None
+        assert trainer._standing.taken == [2, 3]
+
+
+# -- another timeline --------------------------------------------------------------------------------------------------
+
+
+def test_what_two_resumptions_wrote_is_never_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = PipelineSnapshots(directory=str(tmp_path), in_memory=False)
+    first = Training(snapshots=snapshots)
+    with first.trainer:
+        first.run(4)
+    corrupt(next(tmp_path.glob("*-host-0001-*-000000000004.snapshot")), "cut off")
+    second = Training(snapshots=snapshots, resume=True)
+    with second.trainer as trainer:
+        assert trainer.steps_done == 3
+        write, refused = snapshot_format.write, []
+
+        def full(directory: str, label: Any, *rest: Any) -> None:
+            if label.host == 0:
+                refused.append(label)
+                raise OSError(28, "No space left on device")
+            write(directory, label, *rest)
+
+        monkeypatch.setattr(keeping, "write", full)
+        assert isinstance(trainer.step(*data(1003, NUM_MICROBATCHES)), JobSucceeded)  # other data than before
+        assert isinstance(trainer.snapshot_error, OSError)
+        assert refused
+        monkeypatch.setattr(keeping, "write", write)
+    there = {path.name.partition("-host-")[2][:4] for path in tmp_path.glob("*-000000000004.snapshot")}
+    assert there == {"0000", "0001", "0002"}, "of step 4 each host has one: of two timelines"
+    third = Training(snapshots=snapshots, resume=True)
+    with third.trainer as trainer:
+        assert trainer.steps_done == 3
+        assert third.run() == expected(Schedule1F1B())[0][3:]
+        assert same(third.weights(), expected(Schedule1F1B())[1])
+    (begun,) = {path.name.split("-")[2] for path in tmp_path.iterdir()}
+    assert int(begun) > 0, "what came before is gone"
+
+
+def test_a_resumption_that_cannot_be_written_down_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = PipelineSnapshots(directory=str(tmp_path))
+    first = Training(snapshots=snapshots)
+    with first.trainer:
+        first.run(2)
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keeping, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            Training(snapshots=snapshots, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    again = Training(snapshots=snapshots, resume=True)
+    with again.trainer:
+        assert again.run() == expected(Schedule1F1B())[0][2:]
+
+
+@pytest.mark.parametrize("num_left", [1, 3])
+def test_stages_that_outlived_a_trainer_are_resumed_from_the_directory(tmp_path: Path, num_left: int) -> None:
+    snapshots = PipelineSnapshots(directory=str(tmp_path))
+    first = Training(snapshots=snapshots)
+    first.run(1)
+    for host in (1, 2, 1):  # so that the stages were brought back, and have been told so, several times
+        kill(first.trainer.graph.actors[host])
+        first.run(first.trainer.steps_done + 1)
+    outlived = first.trainer.graph.actors
+    first.trainer.graph.close()  # as if its process had died: nobody told the stages to forget
+    assert all(kept_in(actor) for actor in outlived)
+    second = Training(snapshots=snapshots, resume=True)
+    with second.trainer as trainer:
+        assert trainer.steps_done == 4
+        assert isinstance(trainer.step(*data(1004, NUM_MICROBATCHES)), JobSucceeded)
+        weights = second.weights()
+    stages = [*outlived[:num_left], *(LocalActor(Mortal, [host], 3) for host in range(num_left, 3))]
+    with PipelineTrainer(stages, Schedule1F1B(), 3, snapshots=snapshots, resume=True, config=IN_PROCESS) as trainer:
+        assert trainer.steps_done == 5
+        second.trainer = trainer
+        assert same(second.weights(), weights)
+        assert {kept_in(actor) for actor in stages} == {2}, "its own and a neighbour's: none of the other trainer"
+
+
+def test_what_stages_had_been_given_before_is_not_lost_unnoticed() -> None:
+    victims: list[Any] = []
+
+    class DiesAsItIsKept(Mortal):
+        def get_state(self):
+            if 1 in self.layers and victims:
+                kill(victims.pop())
+                raise RuntimeError
+            return super().get_state()
+
+    actors = [LocalActor(DiesAsItIsKept, [host], 3) for host in range(3)]
+    given = (0, {1: (np.full((5, 5), 0.1), np.full(5, 0.5))})
+    actors[1].set_state.remote(given).result(10)
+    victims.append(actors[1])
+    policy = RebuildPolicy(replace=lambda info: LocalActor(DiesAsItIsKept, [info.host_id], 3), backoff_s=0.01)
+    with pytest.raises(SnapshotError, match="a stage was lost before there was a snapshot of all"):
+        PipelineTrainer(actors, Schedule1F1B(), 3, snapshots=EACH_STEP, config=IN_PROCESS, policy=policy)
+
+
+# -- waiting, and the end ----------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_was_noted_before_ctrl_c_is_answered_though_the_graph_was_rebuilt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses, weights = expected(Schedule1F1B())
+    training = Training()
+    with training.trainer as trainer:
+        found = training.run(1)
+        take = Standing.take
+
+        def interrupted(*arguments: Any) -> int:
+            take(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Standing, "take", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.step(*data(1, NUM_MICROBATCHES))
+        kill(training.actors[1])
+        while trainer.graph.generation == 0:
+            pass
+        status = trainer.wait()
+        assert isinstance(status, JobSucceeded)
+        found.append(status.result.losses)  # type: ignore[attr-defined] # a StepResult
+        found += training.run()
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+def test_a_wait_that_runs_out_while_the_graph_is_rebuilt_is_pending() -> None:
+    losses, weights = expected(Schedule1F1B())
+    training = Training(dooms={1: (1, "1B1")})
+    replace, may_replace = training.replace, threading.Event()
+
+    def slowly(info: Any) -> Any:
+        assert may_replace.wait(30)
+        return replace(info)
+
+    policy = RebuildPolicy(replace=slowly, backoff_s=0.01)
+    training.trainer.close()
+    training = Training(dooms={1: (1, "1B1")}, policy=policy)
+    replace = training.replace
+    with training.trainer as trainer:
+        found = training.run(1)
+        status = trainer.step(*data(1, NUM_MICROBATCHES), timeout_s=0.2)
+        for _ in range(3):
+            assert isinstance(status, JobError)
+            assert status.info.state == "pending"  # type: ignore[union-attr]
+            status = trainer.wait(0.1)
+        may_replace.set()
+        status = trainer.wait()
+        assert isinstance(status, JobSucceeded)
+        found.append(status.result.losses)  # type: ignore[attr-defined] # a StepResult
+        found += training.run()
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+def test_a_graph_that_has_failed_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(dooms={1: (1, "1B1")}, lasting=True, max_losses=1)
+    with training.trainer as trainer:
+        training.run(1)
+        assert not isinstance(trainer.step(*data(1, NUM_MICROBATCHES)), JobSucceeded)
+        assert trainer.graph.generation >= 1
+        monkeypatch.setattr(Standing, "rebuilt", lambda *_: 1 / 0)
+        kill(trainer.graph.actors[0])
+        while trainer.graph.state.value != "failed":
+            trainer.step(*data(1, NUM_MICROBATCHES))
+        looked: list[str] = []
+        for name in "bring_back", "wait_while":
+            original = getattr(Standing, name)
+            monkeypatch.setattr(Standing, name, lambda *args, of=original, by=name: looked.append(by) or of(*args))
+        status = trainer.step(*data(1, NUM_MICROBATCHES))
+        assert isinstance(status, JobError)
+        assert "the graph cannot be rebuilt: ZeroDivisionError" in str(status.error)
+        assert looked == ["wait_while"], "nothing was tried once more"
+
+
+def test_a_closed_trainer_says_so(tmp_path: Path) -> None:
+    training = Training(snapshots=PipelineSnapshots(directory=str(tmp_path), every=10))
+    training.run(2)
+    trainer = training.trainer
+    trainer.close()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for _ in range(2):
+        for call in (
+            trainer.snapshot,
+            trainer.settle,
+            trainer.wait,
+            trainer.states,
+            lambda: trainer.step(*data(2, NUM_MICROBATCHES)),
+        ):
+            with pytest.raises(GraphClosedError, match="is closed"):
+                call()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    trainer.close()
+
+
+# -- what cannot be used -----------------------------------------------------------------------------------------------
+
+
+class OneMore(ScheduleGPipe):
+    """Orders a microbatch more than it was asked for."""
+
+    def order(self, num_stages: int, num_microbatches: int) -> list[list[Operation]]:
+        return super().order(num_stages, num_microbatches + 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"schedule": "1f1b"}, "schedule='1f1b' .* expected Schedule"),
+        ({"methods": {}}, "methods={} .* expected StageMethods or None"),
+        ({"snapshots": None}, "snapshots=None .* expected PipelineSnapshots"),
+        ({"config": 5}, "config=5 .* expected GraphConfig"),
+        ({"policy": 5}, "policy=5 .* expected RebuildPolicy"),
+        ({"schedule": OneMore()}, "an order of 3 hosts and 4 microbatches, where 3 and 3 were asked for"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused_by_name(options: dict[str, Any], told: str) -> None:
+    actors = [LocalActor(Mortal, [host], 3) for host in range(3)]
+    usable = {"schedule": Schedule1F1B(), "num_microbatches": 3, "snapshots": EACH_STEP, "config": IN_PROCESS}
+    with pytest.raises(ValueError, match=told):
+        PipelineTrainer(actors, **{**usable, **options})
+
+
+@pytest.mark.parametrize("values", [iter([1, 2, 3]), None, {0: 1, 1: 2, 2: 3}])
+def test_microbatches_are_a_sequence(values: Any) -> None:
+    step = TrainingStep(Schedule1F1B(), 3, 3)
+    with pytest.raises(ValueError, match="microbatches are to be a list or another sequence"):
+        step.arguments(values, [0] * 3)

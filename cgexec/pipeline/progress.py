@@ -138,9 +138,11 @@ class Progress:
             if self._running is None:
                 if not self._is_ready(deadline):
                     return self._pending()
-                step = self._first_to_run(target)
+                step = self._first_to_run()
                 if step == target:
                     return None
+                if step is None:
+                    step = max(0, target - 1)  # which is answered with what the graph has failed of
                 self._unsure = True
                 self._running = _Running(self._graph.submit(*self._arguments(step)), step, self._standing.place)
             running = self._running
@@ -167,12 +169,15 @@ class Progress:
             if deadline.remaining_s() == 0:
                 return self._pending()
 
-    def _first_to_run(self, target: int) -> int:
-        """Return the step that the state of the stages asks for, when they have been brought back if need be."""
+    def _first_to_run(self) -> int | None:
+        """Return the step that the state of the stages asks for, when they have been brought back if need be.
+
+        None if the graph has failed.
+        """
         if self._graph.state in _ENDED:
-            return max(0, target - 1)  # which is answered with that
+            return None
         if self._unsure:
-            with suppress(GraphFailedError):  # which the step will answer with
+            with suppress(GraphFailedError):
                 self._graph.rebuild()
             self._unsure = False
         elif self._standing.place.step is None:
@@ -182,8 +187,7 @@ class Progress:
                 _logger.warning("the stages could not be brought back; building the graph anew", exc_info=True)
                 with suppress(GraphFailedError):
                     self._graph.rebuild()
-        step = self._standing.place.step
-        return max(0, target - 1) if step is None else step
+        return self._standing.place.step
 
     def _arguments(self, step: int) -> Sequence[Any]:
         nothing = [None] * self._build.num_microbatches  # for a graph that has failed

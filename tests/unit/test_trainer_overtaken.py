@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError
 from stages import Mortal, data
 from test_trainer_in_process import EACH_STEP, IN_PROCESS, NUM_MICROBATCHES, Training, corrupt, expected, same
 
-from cgexec import GraphClosedError, JobError, JobSucceeded, RebuildPolicy
+from cgexec import CgexecError, GraphClosedError, JobError, JobSucceeded, RebuildPolicy
 from cgexec.pipeline import (
     Operation,
     PipelineSnapshots,
@@ -347,6 +347,17 @@ def test_a_graph_that_has_failed_is_answered_once(monkeypatch: pytest.MonkeyPatc
         assert isinstance(status, JobError)
         assert "the graph cannot be rebuilt: ZeroDivisionError" in str(status.error)
         assert looked == ["wait_while"], "nothing was tried once more"
+
+
+def test_a_graph_that_fails_before_the_first_step_is_no_place_to_settle() -> None:
+    training = Training(policy=RebuildPolicy(replace=lambda _: 1 / 0, backoff_s=0.01))
+    with training.trainer as trainer:
+        kill(training.actors[1])
+        while trainer.graph.state.value != "failed":
+            pass
+        for call in trainer.settle, trainer.snapshot, trainer.states:
+            with pytest.raises(CgexecError, match=r"the stages cannot be brought to step 0: .*ZeroDivisionError"):
+                call()
 
 
 def test_a_closed_trainer_says_so(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ was measured, one bar for each operation, as SVG or PNG.
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from cgexec.hosts import adopted_info
 from cgexec.pipeline import (
     Bar,
     Operation,
+    Schedule,
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
@@ -36,7 +38,7 @@ from cgexec.pipeline import (
 )
 from cgexec.pipeline.operations import Kind
 
-ROUNDS, STEPS, WARM_UP = 5, 5, 2
+ROUNDS, STEPS = 5, 5
 NUM_HOSTS, NUM_MICROBATCHES = 4, 8
 UNIT_S = 0.004
 MESSAGE, ROOM_BYTES = b"x" * 1000, 10_000  # there are some hundred channels, with room for ten messages each
@@ -97,44 +99,53 @@ def timeline(updates: list[list[tuple[str, float, float]]]) -> Timeline:
     return Timeline(tuple(hosts))
 
 
+def in_turns(schedule: Schedule, options: argparse.Namespace, step: Callable[[], object]) -> dict[str, list[list[Any]]]:
+    """Return the timelines of each contestant's steps.
+
+    Each schedule has a Ray of its own: every compile leaves some thousand semaphores, and the process that maps them
+    all may have no more than 65,530 mappings by Linux's default.
+    """
+    build = TrainingStep(schedule, NUM_HOSTS, NUM_MICROBATCHES)
+    arguments = build.arguments([MESSAGE] * NUM_MICROBATCHES, [0] * NUM_MICROBATCHES)
+
+    def measure(call: Any) -> list[Any]:
+        harness.warm_up(lambda: call(arguments))
+        return [timeline(build.result(call(arguments)).updates) for _ in range(options.calls)]
+
+    with harness.a_ray(2 << 30):
+        actors = [Sleeper.remote() for _ in range(NUM_HOSTS)]
+        taking_part: dict[str, harness.Contestant] = {
+            "raw": partial(raw, build, actors),
+            "cgexec, socket": partial(ours, build, actors),
+            "cgexec, ray": partial(ours, build, actors, transport="ray", buffer_size_bytes=ROOM_BYTES),
+        }
+        found: dict[str, list[list[Any]]] = harness.in_turns(taking_part, measure, options.rounds, step)
+    return found
+
+
 def main() -> None:
     parser = harness.parser(__doc__ or "", rounds=ROUNDS, calls=STEPS)
-    parser.add_argument("--plot", metavar="FILE", help="draw a step of cgexec's, of the last schedule: .svg or .png")
+    parser.add_argument("--plot", metavar="FILE", help="draw a step of cgexec's, of the first schedule: .svg or .png")
     options = parser.parse_args()
     schedules = [schedule for schedule in SCHEDULES if options.only in schedule.name]
-    bubbles: list[harness.Row] = []
-    costs: list[harness.Row] = []
-
-    with harness.a_ray(2 << 30), harness.progress("pipeline", options.rounds * 3 * len(schedules)) as step:
-        actors = [Sleeper.remote() for _ in range(NUM_HOSTS)]
+    with (
+        harness.results("pipelines of 4 hosts, 8 microbatches", options.json, "python -m benchmarks.pipeline") as add,
+        harness.progress("pipeline", options.rounds * 3 * len(schedules)) as step,
+    ):
         for schedule in schedules:
-            build = TrainingStep(schedule, NUM_HOSTS, NUM_MICROBATCHES)
-            arguments = build.arguments([MESSAGE] * NUM_MICROBATCHES, [0] * NUM_MICROBATCHES)
             order = schedule.order(NUM_HOSTS, NUM_MICROBATCHES)
             at_best, num_operations = run(order, DURATIONS_S), len(order[0])
-
-            def measure(call: Any, build: TrainingStep = build, arguments: list[Any] = arguments) -> list[Any]:
-                for _ in range(WARM_UP):
-                    call(arguments)
-                return [timeline(build.result(call(arguments)).updates) for _ in range(options.calls)]
-
-            taking_part: dict[str, harness.Contestant] = {
-                "raw": partial(raw, build, actors),
-                "cgexec, socket": partial(ours, build, actors),
-                "cgexec, ray": partial(ours, build, actors, transport="ray", buffer_size_bytes=ROOM_BYTES),
-            }
-            steps: dict[str, list[list[Any]]] = harness.in_turns(taking_part, measure, options.rounds, step)
+            steps = in_turns(schedule, options, step)
             idle = {name: [[100 * each.bubble for each in turn] for turn in turns] for name, turns in steps.items()}
             by_clock = [[100 * at_best.bubble]] * options.rounds
-            bubbles += harness.rows(f"{schedule.name}, idle", "%", {"the clock": by_clock, **idle})
+            add(harness.rows(f"{schedule.name}, idle", "%", {"the clock": by_clock, **idle}))
             beyond = {
                 name: [[(each.span - at_best.span) / num_operations * 1e6 for each in turn] for turn in turns]
                 for name, turns in steps.items()
             }
-            costs += harness.rows(f"{schedule.name}, an operation", "us", beyond)
-            if options.plot:
+            add(harness.rows(f"{schedule.name}, an operation", "us", beyond))
+            if options.plot and schedule is schedules[0]:
                 draw(steps["cgexec, socket"][-1][-1], options.plot, title=f"{schedule.name}, measured", unit="s")
-    harness.show("pipelines of 4 hosts, 8 microbatches", bubbles + costs, options.json, "python -m benchmarks.pipeline")
 
 
 if __name__ == "__main__":

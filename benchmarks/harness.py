@@ -29,6 +29,7 @@ from rich.table import Table
 
 BASE = "raw"  # the contestant that ratios are to
 WARM_UP_S = 1.0
+TURN_S, FEWEST_CALLS = 3.0, 20  # a turn of slow calls ends early
 
 Call = Callable[[], object]
 Contestant = Callable[[], AbstractContextManager[Any]]  # yields what is measured: a Call, as a rule
@@ -85,10 +86,13 @@ def warm_up(call: Call) -> None:
 
 
 def microseconds(call: Call, count: int) -> list[float]:
-    """Return how long each of ``count`` calls took."""
-    taken = []
+    """Return how long each of ``count`` calls took, or of as many as were done when they had taken ``TURN_S``."""
+    taken: list[float] = []
+    ends = time.perf_counter_ns() + TURN_S * 1e9
     for _ in range(count):
         started = time.perf_counter_ns()
+        if started > ends and len(taken) >= FEWEST_CALLS:
+            break
         call()
         taken.append((time.perf_counter_ns() - started) / 1e3)
     return taken

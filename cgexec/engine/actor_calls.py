@@ -55,6 +55,7 @@ from cgexec.isolation import bare
 
 _LOOK_S = 0.1  # in one go, so that hurry() is heard, and a shutdown of Ray
 _PLAN = b"plan"  # what the actor keeps its steps under, in its hub
+_ENDED = b"ended"  # returned in the place of a frame by an actor that has no part in the graph any more
 
 
 class _ActorsPart:
@@ -96,12 +97,16 @@ def take_plan(_instance: Any, key: GraphKey, plan: Plan) -> str:
     return ""
 
 
-def run_step(instance: Any, key: GraphKey, index: int, execution: int, *frames: bytes) -> Any:
+def run_step(instance: Any, key: GraphKey, index: int, num_parts: int, execution: int, *frames: bytes) -> Any:
     """Do one step of one execution, and return a frame for each part of what it returns. *In the actor.*
 
-    The frame of a part that only this actor takes is empty.
+    The frame of a part that only this actor takes is empty. Where the graph has ended ``_ENDED`` stands for each: no
+    exception, since the driver may be past fetching it, and then Ray would report it.
     """
-    part: _ActorsPart = find_hub(key).shared(_PLAN, _no_plan)
+    try:
+        part: _ActorsPart = find_hub(key).shared(_PLAN, _no_plan)
+    except (HubClosedError, RayChannelError):
+        return [_ENDED] * num_parts if num_parts > 1 else _ENDED
     planned, step = part.plan.steps[index], part.steps[index]
     taken = [part.take(execution, source, frame) for source, frame in zip(planned.sources, frames, strict=True)]
     result, failed = step.call(instance, taken, execution, planned.resolve)
@@ -112,6 +117,14 @@ def run_step(instance: Any, key: GraphKey, index: int, execution: int, *frames: 
             part.keep(execution, FromStep(index, place), value)
         packed.append(b"" if encoded is None else join(pack(encoded, key.generation, execution)))
     return packed if len(packed) > 1 else packed[0]
+
+
+def _returned(ref: ray.ObjectRef[Any]) -> bytes:
+    """Return a frame that has come. Raises HubClosedError if the graph had ended in the actor, or what the call did."""
+    data: bytes = ray.get(ref)
+    if data == _ENDED:
+        raise HubClosedError("the graph has ended in the process of the actor")
+    return data
 
 
 def _no_plan() -> _ActorsPart:
@@ -253,7 +266,7 @@ class ActorCallsEngine(EngineOverRay):
             call = self._actors[step.origin.host_id].__ray_call__.options(
                 num_returns=len(step.parts), max_task_retries=0
             )
-            refs = call.remote(run_step, self._hub.key, index, run.number, *sources)
+            refs = call.remote(run_step, self._hub.key, index, len(step.parts), run.number, *sources)
             run.refs.append(refs if len(step.parts) > 1 else [refs])
 
     def _session_over(self) -> EngineBrokenError:
@@ -288,7 +301,7 @@ class ActorCallsEngine(EngineOverRay):
         """Return an output that has come. Raises EngineBrokenError if it is none of a method's making."""
         origin = self._plan.steps[source.step].origin
         try:
-            frame = unpack(self._session.ask(lambda: ray.get(ref)))
+            frame = unpack(self._session.ask(partial(_returned, ref)))
         except SessionOverError:
             raise
         except Exception as error:
@@ -303,7 +316,7 @@ class ActorCallsEngine(EngineOverRay):
         for step, (ref, *_) in zip(self._plan.steps, run.refs, strict=False):
             if self._wait([ref], 0)[0]:
                 try:
-                    self._session.ask(partial(ray.get, ref))
+                    self._session.ask(partial(_returned, ref))
                 except SessionOverError:
                     raise
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason

@@ -2,7 +2,9 @@
 
 Every function here runs in an actor, given its instance. What an actor is told about one state of the stages counts
 until it is told about a later one, which a growing number says, the epoch: a call that was on its way while the stages
-were brought back to another step would label one state with the number of another.
+were brought back to another step would label one state with the number of another. So would one to a process that Ray
+has started again in the place of a dead one: so an actor has to be told of a session, and be given a state, before it
+keeps anything.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ray import cloudpickle
 
-from cgexec.pipeline.snapshot_format import Label, SnapshotError, labels_in, read, seal, unseal, write
+from cgexec.pipeline.snapshot_format import Label, SnapshotError, labels_in, read, remove, seal, unseal, write
 
 
 class Session(NamedTuple):
@@ -56,28 +58,39 @@ class _Shelf:
         self.snapshots[label] = snapshot
 
 
-_shelves: dict[int, dict[Session, _Shelf]] = {}  # by the id of the instance, since its class may compare
+_shelves: dict[int, dict[Session, _Shelf | None]] = {}  # by the id of the instance, since its class may compare
 _lock = threading.Lock()
+
+
+def _shelves_of(instance: Any) -> dict[Session, _Shelf | None]:
+    """Return the shelves of an actor; None for a session that is over. The lock is held."""
+    if id(instance) not in _shelves:
+        _shelves[id(instance)] = {}
+        with suppress(TypeError):  # a class may do without weak references, and then lasts as long as its process
+            weakref.finalize(instance, _shelves.pop, id(instance), None)
+    return _shelves[id(instance)]
 
 
 def _shelf(instance: Any, session: Session) -> _Shelf:
     with _lock:
-        if id(instance) not in _shelves:
-            _shelves[id(instance)] = {}
-            with suppress(TypeError):  # a class may do without weak references, and then lasts as long as its process
-                weakref.finalize(instance, _shelves.pop, id(instance), None)
-        return _shelves[id(instance)].setdefault(session, _Shelf())
+        shelf = _shelves_of(instance).get(session)
+    if shelf is None:
+        raise SnapshotError(
+            "the process of the actor knows nothing of this training: it is over, or the process is new"
+        )
+    return shelf
 
 
 def _session_of(label: Label) -> Session:
     return Session(label.run, label.begun_ns)
 
 
-def clear(instance: Any) -> None:
-    """Let go of whatever is kept in memory: of trainers that had this actor before, and were not closed."""
+def begin(instance: Any, session: Session) -> None:
+    """Begin a session, and let go of whatever is kept of others: of trainers that were not closed."""
     with _lock:
-        if id(instance) in _shelves:
-            _shelves[id(instance)].clear()
+        shelves = _shelves_of(instance)
+        shelves.clear()
+        shelves[session] = _Shelf()
 
 
 def bar(instance: Any, session: Session, epoch: int) -> None:
@@ -111,7 +124,10 @@ def keep(instance: Any, epoch: int, label: Label, snapshot: bytes, places: Place
 
 def in_memory(instance: Any, session: Session) -> set[Label]:
     """Return what this actor keeps of a session in memory."""
-    shelf = _shelf(instance, session)
+    with _lock:
+        shelf = _shelves_of(instance).get(session)
+    if shelf is None:
+        return set()
     with shelf.lock:
         return set(shelf.snapshots)
 
@@ -135,11 +151,14 @@ def set_back(
 ) -> None:
     """Give this actor the state of a snapshot: the one that is handed over, or else the one on disk.
 
-    One of this session is kept here from then on, as if it had been taken here.
+    One of this session is kept here from then on, as if it had been taken here. A process that knows nothing of the
+    session does from now on.
 
     Raises:
         SnapshotError: it is not there, or not whole; the state is what it was.
     """
+    with _lock:
+        _shelves_of(instance).setdefault(session, _Shelf())  # it is the first to be told, in a process that is new
     shelf = _shelf(instance, session)
     with shelf.lock:
         shelf.admit(epoch)
@@ -156,9 +175,23 @@ def set_back(
 
 
 def forget(instance: Any, session: Session) -> None:
-    """Let go of everything that is kept of a session in memory."""
+    """Let go of everything that is kept of a session in memory, and refuse what comes of it."""
     with _lock:
-        _shelves.get(id(instance), {}).pop(session, None)
+        _shelves_of(instance)[session] = None
+
+
+def discard(_instance: Any, directory: str, label: Label) -> None:
+    """Remove the files of a session that are this host's, whichever steps they are of."""
+    for each in labels_in(directory):
+        if each == label.at(each.step):
+            remove(directory, each)
+
+
+def discard_older(_instance: Any, directory: str, label: Label) -> None:
+    """Remove this host's files from before a session that was resumed from."""
+    for each in labels_in(directory):
+        if (each.run, each.host) == (label.run, label.host) and each.begun_ns < label.begun_ns:
+            remove(directory, each)
 
 
 def call_method(instance: Any, method: str) -> Any:

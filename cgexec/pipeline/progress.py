@@ -65,22 +65,26 @@ class Progress:
         self._max_losses = max_losses
         self._running: _Running | None = None
         self._unsure = False  # whether an execution may be under way that is not known of: Ctrl-C came in between
+        self._num_lost = 0  # since a step was asked for, or the stages were to be settled
 
-    def survive(self, call: Callable[[], T]) -> T:
-        """Return what ``call()`` does, called again if a host is lost in it and the graph is rebuilt."""
+    def survive(self, call: Callable[[], T], deadline: Deadline) -> T:
+        """Return what ``call()`` does, called again if a host is lost in it and the graph is rebuilt in time."""
         num_lost = 0
         while True:
             generation = self._graph.generation
             try:
                 return call()
-            except (RayActorError, OvertakenError):
-                deadline = Deadline.after(self._snapshots.timeout_s)
-                if num_lost == self._max_losses or not self._is_back(generation, deadline):
+            except (RayActorError, OvertakenError) as error:
+                if num_lost == self._max_losses:
                     raise
+                if not self._is_back(generation, deadline):
+                    how = "has ended" if self._graph.state in _ENDED else "is being rebuilt still"
+                    raise CgexecError(f"the stages cannot be asked: {self._graph!r} {how}: {error}") from error
                 num_lost += 1
 
     def begin(self, inputs: Sequence[Any], deadline: Deadline) -> JobStatus:
         """Run the next step; as ``answer``."""
+        self._num_lost = 0
         self.inputs[self.steps_done] = inputs
         self.asked_for = self.steps_done
         return self.answer(self.asked_for, deadline)
@@ -103,6 +107,7 @@ class Progress:
         Raises:
             CgexecError: the graph has failed, or a step that is run again does.
         """
+        self._num_lost = 0
         while True:
             status = self._advance(self.steps_done, deadline)
             if status is not None and info_of(status).state == "pending":
@@ -133,7 +138,6 @@ class Progress:
 
         One that is pending has not come to an end; any other but JobSucceeded is what kept it from getting there.
         """
-        num_lost = 0
         while True:
             if self._running is None:
                 if not self._is_ready(deadline):
@@ -141,6 +145,10 @@ class Progress:
                 step = self._first_to_run()
                 if step == target:
                     return None
+                if step is None and self._graph.state not in _ENDED:  # they are being brought back just now
+                    if deadline.remaining_s() == 0:
+                        return self._pending()
+                    continue
                 if step is None:
                     step = max(0, target - 1)  # which is answered with what the graph has failed of
                 self._unsure = True
@@ -158,11 +166,11 @@ class Progress:
                     if running.step + 1 == target:
                         return status
             elif self._was_lost(status):
-                if num_lost == self._max_losses:
+                if self._num_lost == self._max_losses:
                     return status
                 if not self._is_back(info_of(status).generation, deadline):
                     return status if self._graph.state in _ENDED else self._pending()
-                num_lost += 1
+                self._num_lost += 1
             elif epoch is not None:
                 return status
             self._clear()
@@ -172,7 +180,7 @@ class Progress:
     def _first_to_run(self) -> int | None:
         """Return the step that the state of the stages asks for, when they have been brought back if need be.
 
-        None if the graph has failed.
+        None if the graph has ended, or is rebuilt once more.
         """
         if self._graph.state in _ENDED:
             return None
@@ -198,7 +206,8 @@ class Progress:
         if not info_of(status).attempts:
             return running.place.epoch  # nothing was sent
         well = isinstance(status, JobSucceeded)
-        return self._standing.ran(running.place, info_of(status).generation, running.step, well)
+        generation = info_of(status).generation
+        return self._standing.ran(running.execution, running.place, generation, running.step, well)
 
     def _was_lost(self, status: JobStatus) -> bool:
         """Return whether a status says that the graph had, or has, to be rebuilt."""

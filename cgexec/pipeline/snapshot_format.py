@@ -122,7 +122,12 @@ def write(directory: str, label: Label, snapshot: bytes, retained: Collection[in
                 (other.run, other.host) != (label.run, label.host) or other.begun_ns > label.begun_ns or not retained
             )
         if not wanted:
-            _remove(path_of(directory, other))
+            remove(directory, other)
+
+
+def remove(directory: str, label: Label) -> None:
+    """Remove a snapshot, if there is one."""
+    _remove(path_of(directory, label))
 
 
 def _remove(path: Path) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
+
+from ray.exceptions import GetTimeoutError
 
 from cgexec.deadline import Deadline
 from cgexec.engine.actor_functions import call, replies
@@ -22,7 +25,9 @@ from cgexec.pipeline.keeping import (
     Places,
     Session,
     bar,
-    clear,
+    begin,
+    discard,
+    discard_older,
     forget,
     give,
     in_memory,
@@ -37,6 +42,7 @@ from cgexec.texts import told
 
 _logger = logger(__name__)
 _FROM = "PipelineSnapshots"
+LET_GO_S = 1.0  # for the stages to let go of snapshots, in the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +99,45 @@ class Archive:
         self._labels = [Label(*session, host, num_hosts, num_stages, 0) for host in range(num_hosts)]
 
     def begin(self, actors: Sequence[Any], epoch: int) -> None:
-        """Keep the state of every stage as the first one of all. Raises as ``take``."""
-        deadline = self._deadline()
-        raise_first(replies([call(actor, clear) for actor in actors], deadline))
-        self._take(actors, epoch, 0, (), deadline)
+        """Keep the state of every stage as the first one of all. Raises as ``take``; nothing is left behind then."""
+        with self._nothing_left(actors):
+            deadline = self._deadline()
+            self._each(actors, [call(actor, begin, self._session) for actor in actors], deadline)
+            self._take(actors, epoch, 0, (), deadline)
 
     def resume(self, actors: Sequence[Any], epoch: int, found: Collection[Label]) -> int:
         """Bring every stage to the last step of ``found`` that can be had from the directory; return that.
 
-        The state is then kept as the first one of this session. Raises as ``take`` and ``bring_back``.
+        The state is then kept as the first one of this session. Raises as ``take`` and ``bring_back``: what was in the
+        directory still is then, and no more.
         """
-        deadline = self._deadline()
-        raise_first(replies([call(actor, clear) for actor in actors], deadline))
-        step = self._bring_back_to_one_of(actors, epoch, whole_sets(found), {}, deadline)
-        self._take(actors, epoch, step, (), deadline)
-        return step
+        sets = whole_sets(found)
+        with self._nothing_left(actors):
+            deadline = self._deadline()
+            self._each(actors, [call(actor, begin, self._session) for actor in actors], deadline)
+            used = self._bring_back_to_one_of(actors, epoch, sets, {}, deadline)
+            self._take(actors, epoch, used[0].step, (), deadline)
+            older = [
+                call(actor, discard_older, self._config.directory, label)
+                for actor, label in zip(actors, used, strict=True)
+            ]
+            self._each(actors, older, deadline)
+        return used[0].step
+
+    @contextmanager
+    def _nothing_left(self, actors: Sequence[Any]) -> Iterator[None]:
+        """Let a session that is not begun after all leave nothing in memory and in the directory, as far as can be."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                self.forget(actors, LET_GO_S)
+                directory = self._config.directory
+                if directory is not None:
+                    labels = zip(actors, self._labels, strict=True)
+                    left = [call(actor, discard, directory, label) for actor, label in labels]
+                    replies(left, Deadline.after(LET_GO_S))
+            raise
 
     def take(self, actors: Sequence[Any], epoch: int, step: int, retained: Collection[int]) -> None:
         """Keep the state of every stage after ``step`` steps, beside the ``retained`` ones. No step is under way.
@@ -120,7 +150,20 @@ class Archive:
 
     def bar(self, actors: Sequence[Any], epoch: int) -> None:
         """Let every stage refuse what was sent before this epoch; raises whatever kept one from it."""
-        raise_first(replies([call(actor, bar, self._session, epoch) for actor in actors], self._deadline()))
+        self._each(actors, [call(actor, bar, self._session, epoch) for actor in actors], self._deadline())
+
+    def _each(self, actors: Sequence[Any], calls: Sequence[Any], deadline: Deadline) -> list[Any]:
+        """Return what calls return, one of each actor. Raises what one of them raised; names those that are late."""
+        found = replies(calls, deadline)
+        late = [host for host, each in enumerate(found) if isinstance(each, GetTimeoutError)]
+        raise_first(each for each in found if not isinstance(each, GetTimeoutError))
+        if late:
+            hosts = f"host{'s' if len(late) > 1 else ''} {', '.join(map(str, late))}"
+            raise GetTimeoutError(
+                f"{hosts} of {len(actors)} had not done with a snapshot after timeout_s={self._config.timeout_s:g} "
+                f"(from {_FROM})"
+            )
+        return found
 
     def _take(
         self, actors: Sequence[Any], epoch: int, step: int, retained: Collection[int], deadline: Deadline
@@ -138,7 +181,7 @@ class Archive:
                 call(actor, keep, epoch, label, snapshot, places)
                 for actor, label, snapshot in zip(behind, labels, taken, strict=True)
             ]
-        raise_first(replies(copied or taken, deadline))
+        self._each(actors, copied or taken, deadline)
 
     def _places(self, retained: Collection[int]) -> Places:
         return Places(self._config.directory, self._config.in_memory, tuple(retained))
@@ -159,7 +202,7 @@ class Archive:
         deadline = self._deadline()
         sources = self._sources(actors, deadline)
         newest_first = [[label.at(step) for label in self._labels] for step in sorted(steps, reverse=True)]
-        step = self._bring_back_to_one_of(actors, epoch, newest_first, sources, deadline)
+        step = self._bring_back_to_one_of(actors, epoch, newest_first, sources, deadline)[0].step
         try:
             self._take(actors, epoch, step, [each for each in steps if each < step], deadline)
         except Exception as error:  # noqa: BLE001 - they are back all the same
@@ -173,14 +216,14 @@ class Archive:
         newest_first: Sequence[Sequence[Label]],
         sources: Mapping[Label, Sequence[int]],
         deadline: Deadline,
-    ) -> int:
-        """Bring all stages back to the first that can be had of sets of one snapshot for each; return its step."""
+    ) -> Sequence[Label]:
+        """Bring all stages back to the first that can be had of sets of one snapshot for each; return that."""
         refused = []
         for place, labels in enumerate(newest_first):
             step, older = labels[0].step, [each[0].step for each in newest_first[place + 1 :]]
             lacking = self._bring_back_to(actors, epoch, labels, self._places(older), sources, deadline)
             if not lacking:
-                return step
+                return labels
             _logger.warning("the stages cannot be brought back to step %d: %s", step, lacking)
             refused.append(lacking)
         raise SnapshotError(f"the stages cannot be brought back to any step: {'; '.join(refused) or 'none was kept'}")
@@ -189,9 +232,8 @@ class Archive:
         """Return which hosts keep each snapshot in memory, the one whose it is first."""
         found: dict[Label, list[int]] = {}
         if self._config.in_memory:
-            answers = replies([call(actor, in_memory, self._session) for actor in actors], deadline)
-            raise_first(answers)
-            for keeper, labels in enumerate(answers):
+            asked = [call(actor, in_memory, self._session) for actor in actors]
+            for keeper, labels in enumerate(self._each(actors, asked, deadline)):
                 for label in labels:
                     keepers = found.setdefault(label, [])
                     keepers.insert(0 if keeper == label.host else len(keepers), keeper)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+from cgexec.changed import Changed
 from cgexec.deadline import Deadline
 from cgexec.engine.actor_functions import call, replies
 from cgexec.errors import CgexecError
@@ -55,7 +56,7 @@ class Standing:
     """
 
     def __init__(self, num_kept: int, *, may_begin_anew: bool) -> None:
-        self.changed = threading.Condition()
+        self.changed = Changed()
         self.place = Place(0, 0, 0)
         self.taken: list[int] = []  # the steps of which there is a snapshot of every stage
         self.actors: Sequence[Any] = ()
@@ -63,6 +64,7 @@ class Standing:
         self.archive: Archive | None = None
         self._num_kept = num_kept
         self._may_begin_anew = may_begin_anew
+        self._noted: object = None  # the execution that brought the stages to where they stand
         self._bringing_back = threading.Lock()
 
     def begin(self, archive: Archive, actors: Sequence[Any]) -> None:
@@ -81,22 +83,24 @@ class Standing:
                 self.place = self.place.at(step)
         return step
 
-    def ran(self, sent_from: Place, generation: int, step: int, well: bool) -> int | None:
+    def ran(self, execution: object, sent_from: Place, generation: int, step: int, well: bool) -> int | None:
         """Note where the stages stand behind an execution of ``step``; return their epoch, or None if it says nothing.
 
         A host may have been lost between the look at where the stages stood and the execution, which then ran on stages
-        that had been brought back to an earlier step. Or right behind it: then it does not count. Done twice, it notes
-        the same.
+        that had been brought back to another step. Or right behind it: then it does not count. Done twice, it notes the
+        same.
         """
         with self.changed:
             place = self.place
             if place.generation != generation:
                 return None
+            if execution is self._noted and place.step == step + 1:
+                return place.epoch
             unchanged = place.epoch == sent_from.epoch or sent_from.generation != generation
-            if not unchanged or place.step not in (step, step + 1):
+            if not unchanged or place.step != step:
                 self.place = Place(generation, None, place.epoch)
                 return None
-            self.place = Place(generation, step + 1 if well else None, place.epoch)
+            self.place, self._noted = Place(generation, step + 1 if well else None, place.epoch), execution
             return place.epoch
 
     def take(self, step: int, epoch: int) -> int:
@@ -110,17 +114,17 @@ class Standing:
             if unchanged:
                 self.place = self.place.at(None)  # until all that is sent to the stages has ended
         failed: Exception | None = None
-        settled = True
+        overtaken, settled = not unchanged, True
         if unchanged and archive is not None:
             try:
                 archive.take(actors, epoch, step, retained)
             except Exception as error:
                 failed = error
                 _logger.warning("no snapshot could be taken of step %d", step, exc_info=True)
+                overtaken, settled = self._bar(archive, actors, epoch)
                 epoch += 1
-                settled = self._bar(archive, actors, epoch)
         with self.changed:
-            if self.place.epoch != epoch:
+            if overtaken or self.place.epoch != epoch:
                 self.snapshot_error = OvertakenError(
                     f"the stages were brought back as a snapshot of step {step} was taken"
                 )
@@ -132,23 +136,24 @@ class Standing:
                 self.taken = sorted({*self.taken, step})[-self._num_kept :]
             return min(self.taken, default=0)
 
-    def _bar(self, archive: Archive, actors: Sequence[Any], epoch: int) -> bool:
-        """Let nothing that was sent to the stages before this epoch be done from now on; returns whether that is sure.
+    def _bar(self, archive: Archive, actors: Sequence[Any], epoch: int) -> tuple[bool, bool]:
+        """Let nothing that was sent to the stages in this epoch be done from now on, and begin the next.
 
-        Else a snapshot could be taken of a later step, and kept as one of this. If a stage does not answer, all of them
-        are to be brought back before anything else is done: that waits for it too, or ends.
+        Else a snapshot could be taken of a later step, and kept as one of this. Returns whether they have been brought
+        back since, which does the same; and if not, whether all have answered: else they are to be brought back before
+        anything else is done, which waits for those that have not, or ends.
         """
         with self._bringing_back:
             with self.changed:
-                if self.place.epoch != epoch - 1:
-                    return False  # they have been brought back, which does the same
-                self.place = self.place.behind(epoch)
+                if self.place.epoch != epoch:
+                    return True, False
+                self.place = self.place.behind(epoch + 1)
             try:
-                archive.bar(actors, epoch)
+                archive.bar(actors, epoch + 1)
             except Exception:
                 _logger.warning("the stages are not known to have done with a snapshot", exc_info=True)
-                return False
-            return True
+                return False, False
+            return False, True
 
     def wait_while(self, waiting: Callable[[], bool], deadline: Deadline) -> bool:
         """Return whether that came to an end in time. Of a graph's state nobody tells, so it is looked at."""
@@ -211,7 +216,7 @@ class Standing:
         return found
 
     def forget(self, timeout_s: float) -> None:
-        """Let the stages let go of their snapshots in memory."""
+        """Let the stages let go of their snapshots in memory, and keep no more."""
         archive, self.archive = self.archive, None
         if archive is not None:
             archive.forget(self.actors, timeout_s)

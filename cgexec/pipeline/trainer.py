@@ -35,7 +35,7 @@ from cgexec.pipeline.keeping import Session
 from cgexec.pipeline.progress import Progress
 from cgexec.pipeline.schedules import Schedule
 from cgexec.pipeline.snapshot_format import SnapshotError
-from cgexec.pipeline.snapshots import Archive, PipelineSnapshots, session_to_resume, written
+from cgexec.pipeline.snapshots import LET_GO_S, Archive, PipelineSnapshots, session_to_resume, written
 from cgexec.pipeline.standing import Place, Standing
 from cgexec.pipeline.training import StageMethods, TrainingStep
 from cgexec.settings import FROM_CALL, FROM_CONFIG, check_kind, check_limit, check_wait
@@ -43,7 +43,6 @@ from cgexec.status import JobFailed, JobStatus
 from cgexec.topology import HostInfo
 
 _FROM = "PipelineTrainer"
-_FORGET_S = 1.0  # for the stages to let go of snapshots, at the end
 
 
 class PipelineTrainer:
@@ -59,8 +58,8 @@ class PipelineTrainer:
             status of the execution that was lost.
         config, policy, name: of the graph; ``fail_fast`` is False, whatever is said. ``policy.replace`` says where a
             new host comes from: without it the graph fails when one is lost. A new host has the state of a snapshot
-            before it does anything; behind that ``policy.on_rebuild`` runs. ``policy.hook_timeout_s`` bounds both, and
-            should be more than ``snapshots.timeout_s``.
+            before it does anything; behind that ``policy.on_rebuild`` runs. ``policy.hook_timeout_s`` is for that; what
+            bringing the stages back may take, three times ``snapshots.timeout_s``, is added to it.
 
     Raises:
         ValueError, GraphSpecError: as ``GraphExecutor``; ``retry_preempted`` is refused, since steps change the stages;
@@ -102,14 +101,14 @@ class PipelineTrainer:
         self._standing = standing = Standing(snapshots.num_kept, may_begin_anew=resume)
         # A step that has failed is over when every host has done with it: an update that comes after the stages were
         # brought back would change them once more.
-        config, hook = replace(config, fail_fast=False), weakly(self._rebuilt)
-        self.graph = GraphExecutor(
-            stages, self._build, name=name, kind="training", config=config, policy=replace(policy, on_rebuild=hook)
-        )
+        config = replace(config, fail_fast=False)
+        hook_timeout_s = policy.hook_timeout_s + 3 * snapshots.timeout_s  # what is late, bringing back, keeping again
+        policy = replace(policy, on_rebuild=weakly(self._rebuilt), hook_timeout_s=hook_timeout_s)
+        self.graph = GraphExecutor(stages, self._build, name=name, kind="training", config=config, policy=policy)
         self._progress = Progress(self.graph, self._build, snapshots, standing, name, max_losses)
         try:
             if resume:
-                self._progress.steps_done = self._progress.survive(self._resume)
+                self._progress.steps_done = self._progress.survive(self._resume, Deadline.after(-1))
             else:
                 self._begin()
         except BaseException:
@@ -166,9 +165,10 @@ class PipelineTrainer:
 
         When a host is lost, every stage is brought back to the last snapshot, and what came after it is run again, this
         step included. When ``timeout_s`` has passed (None: the graph's get timeout; beyond it, as long as taking a
-        snapshot or bringing the stages back takes, which ``snapshots.timeout_s`` bounds) the answer is a JobError with
-        ``info.state == "pending"``, and ``wait`` goes on. After any other answer but JobSucceeded the step has not been
-        done, and the next one begins where this one did; until then, or until ``settle``, the stages may be anywhere.
+        snapshot or bringing the stages back takes, at most three times ``snapshots.timeout_s``) the answer is a
+        JobError with ``info.state == "pending"``, and ``wait`` goes on. After any other answer but JobSucceeded the
+        step has not been done, and the next one begins where this one did; until then, or until ``settle``, the stages
+        may be anywhere.
 
         Raises:
             ValueError: there are not as many microbatches or targets as the graph is for.
@@ -220,7 +220,7 @@ class PipelineTrainer:
             place = self._settled_by(deadline)
             return self._standing.states(self._snapshots.get_state, place.epoch, deadline)
 
-        return self._progress.survive(ask)
+        return self._progress.survive(ask, deadline)
 
     def snapshot(self, timeout_s: float | None = None) -> None:
         """Take a snapshot where ``steps_done`` says.
@@ -237,7 +237,7 @@ class PipelineTrainer:
             if self.snapshot_error is not None:
                 raise self.snapshot_error
 
-        self._progress.survive(take)
+        self._progress.survive(take, deadline)
 
     def _check_open(self) -> None:
         if self.graph.state is GraphState.CLOSED:
@@ -272,7 +272,7 @@ class PipelineTrainer:
         """Close the graph; see ``GraphExecutor.close``. The stages stay as they are, less their snapshots in memory."""
         self.graph.close(timeout_s)
         with suppress(Exception):  # they may have died, or Ray have ended
-            self._standing.forget(_FORGET_S)
+            self._standing.forget(LET_GO_S)
 
     def __enter__(self) -> PipelineTrainer:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.exceptions import GetTimeoutError
-from stages import Mortal, data
+from stages import Mortal, StageHost, data
 from test_trainer_in_process import EACH_STEP, IN_PROCESS, NUM_MICROBATCHES, Training, corrupt, expected, same
 
-from cgexec import CgexecError, GraphClosedError, JobError, JobSucceeded, RebuildPolicy
+from cgexec import CgexecError, GraphClosedError, JobError, JobPreempted, JobSucceeded, RebuildPolicy
+from cgexec.changed import Changed
 from cgexec.pipeline import (
     Operation,
     PipelineSnapshots,
@@ -27,13 +29,17 @@ from cgexec.pipeline import (
     keeping,
     snapshot_format,
 )
+from cgexec.pipeline.progress import Progress
 from cgexec.pipeline.standing import Standing
 from cgexec.testing import LocalActor, kill
 
 
 def kept_in(actor: Any) -> int:
     """Return how many snapshots an actor keeps in memory."""
-    count = lambda instance: sum(len(shelf.snapshots) for shelf in keeping._shelves.get(id(instance), {}).values())  # noqa: E731
+
+    def count(instance: Any) -> int:
+        return sum(len(shelf.snapshots) for shelf in keeping._shelves.get(id(instance), {}).values() if shelf)
+
     found: int = actor.__ray_call__.remote(count).result(10)
     return found
 
@@ -50,6 +56,17 @@ class SlowToSay(Mortal):
         if 1 in self.layers:
             assert self.may_say.wait(30)
         return super().get_state()
+
+
+class Unasking(StageHost):
+    """A stage that does not look whether a step is the one that is due; slow to be brought back."""
+
+    def __init__(self, stages, num_stages, _doom, _end):
+        super().__init__(stages, num_stages)
+
+    def set_state(self, state):
+        time.sleep(0.1)
+        super().set_state(state)
 
 
 class BesideTheGraph(LocalActor):
@@ -168,6 +185,62 @@ def test_a_snapshot_that_a_rebuild_overtakes_is_taken_again(tmp_path: Path) -> N
         assert trainer._standing.taken == [2, 3]
 
 
+def test_a_rebuild_behind_the_look_at_what_is_to_be_run_has_nothing_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, weights = expected(Schedule1F1B())
+    training = Training(kind=Unasking)
+    with training.trainer as trainer:
+        found = training.run(3)
+        first_to_run = Progress._first_to_run
+
+        def rebuilding(self: Progress) -> int | None:
+            monkeypatch.undo()
+            threading.Thread(target=trainer.graph.rebuild).start()
+            first_to_run(self)
+            while trainer._standing.place.step is not None:
+                pass
+            return trainer._standing.place.step
+
+        monkeypatch.setattr(Progress, "_first_to_run", rebuilding)
+        states: dict[int, Any] = {}
+        for state in trainer.states():
+            states |= state
+        assert same(states, expected(Schedule1F1B(), 3)[1])
+        found += training.run()
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
+def test_a_snapshot_that_is_overtaken_before_it_is_asked_for_is_taken_again() -> None:
+    training = Training(snapshots=PipelineSnapshots(every=10))
+    with training.trainer as trainer:
+        training.run(2)
+        archive = trainer._standing.archive
+        take = archive.take  # type: ignore[union-attr]
+
+        def late(*arguments: Any) -> None:
+            archive.take = take  # type: ignore[union-attr, method-assign]
+            trainer.graph.rebuild()
+            take(*arguments)
+
+        archive.take = late  # type: ignore[union-attr, method-assign]
+        trainer.snapshot()
+        assert trainer._standing.taken == [0, 2]
+        assert [step for step, _ in trainer.states()] == [2, 2, 2]
+
+
+def test_a_process_that_was_started_again_keeps_nothing_before_it_has_a_state() -> None:
+    losses, weights = expected(Schedule1F1B())
+    training = Training(snapshots=PipelineSnapshots(every=10))
+    with training.trainer as trainer:
+        found = training.run(2)
+        training.actors[1]._process.instance = Mortal([1], 3)  # as Ray does it where an actor has max_restarts
+        with pytest.raises(SnapshotError, match="it is over, or the process is new"):
+            trainer.snapshot()
+        found += training.run()
+        assert found == losses
+        assert same(training.weights(), weights)
+
+
 # -- another timeline --------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +323,55 @@ def test_stages_that_outlived_a_trainer_are_resumed_from_the_directory(tmp_path:
         assert {kept_in(actor) for actor in stages} == {2}, "its own and a neighbour's: none of the other trainer"
 
 
+def test_what_was_resumed_from_is_the_oldest_that_is_left(tmp_path: Path) -> None:
+    snapshots = PipelineSnapshots(directory=str(tmp_path), every=10)
+    with Training(snapshots=snapshots).trainer:
+        pass
+    for _ in range(4):
+        training = Training(snapshots=snapshots, resume=True)
+        with training.trainer:
+            training.run(2)
+        assert len(list(tmp_path.iterdir())) == 2 * 3, "one of each host, and what that was resumed from"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_training_that_cannot_begin_leaves_nothing(
+    tmp_path: Path, resume: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = PipelineSnapshots(directory=str(tmp_path))
+    if resume:
+        with Training(snapshots=snapshots).trainer:
+            pass
+    before = {path.name for path in tmp_path.iterdir()}
+    write = snapshot_format.write
+
+    def full(directory: str, label: Any, *rest: Any) -> None:
+        if label.host == 2:
+            raise OSError(28, "No space left on device")
+        write(directory, label, *rest)
+
+    actors = [LocalActor(Mortal, [host], 3) for host in range(3)]
+    with monkeypatch.context() as patched:
+        patched.setattr(keeping, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            PipelineTrainer(actors, Schedule1F1B(), 3, snapshots=snapshots, config=IN_PROCESS, resume=resume)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert [kept_in(actor) for actor in actors] == [0, 0, 0]
+    with PipelineTrainer(actors, Schedule1F1B(), 3, snapshots=snapshots, config=IN_PROCESS, resume=resume):
+        pass
+
+
+def test_what_comes_behind_the_end_is_kept_by_nobody() -> None:
+    training = Training()
+    training.run(1)
+    trainer, archive = training.trainer, training.trainer._standing.archive
+    trainer.close()
+    assert archive is not None
+    with pytest.raises(SnapshotError, match="it is over"):
+        archive.take(training.actors, 9, 1, ())
+    assert [kept_in(actor) for actor in training.actors] == [0, 0, 0]
+
+
 def test_what_stages_had_been_given_before_is_not_lost_unnoticed() -> None:
     victims: list[Any] = []
 
@@ -327,6 +449,23 @@ def test_a_wait_that_runs_out_while_the_graph_is_rebuilt_is_pending() -> None:
         found += training.run()
         assert found == losses
         assert same(training.weights(), weights)
+
+
+def test_losses_are_counted_for_as_long_as_a_step_is_waited_for() -> None:
+    training = Training(dooms={1: (1, "1B1")}, lasting=True, max_losses=2)
+    with training.trainer as trainer:
+        training.run(1)
+        status = trainer.step(*data(1, NUM_MICROBATCHES), timeout_s=0.003)
+        while status.info.state == "pending":  # type: ignore[union-attr]
+            status = trainer.wait(0.003)
+        assert isinstance(status, JobPreempted)
+        assert trainer.graph.generation <= 3
+
+
+def test_ctrl_c_leaves_no_lock_of_the_trainers_held() -> None:
+    training = Training()
+    with training.trainer as trainer:
+        assert isinstance(trainer._standing.changed, Changed)  # see there, and its own tests
 
 
 def test_a_graph_that_has_failed_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:

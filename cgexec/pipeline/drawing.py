@@ -19,7 +19,7 @@ def as_text(timeline: Timeline) -> str:
     Operations whose times are no multiples of that are drawn to the nearest column, one column at least.
     """
     unit = min(bar.end - bar.start for host in timeline.hosts for bar in host)
-    start = min(bar.start for host in timeline.hosts for bar in host)
+    start = timeline.start
     width = 1 + max(len(str(bar.operation)) for host in timeline.hosts for bar in host)
     digits = len(str(len(timeline.hosts) - 1))
     lines = []
@@ -46,7 +46,7 @@ def draw(timeline: Timeline, path: str | Path, *, title: str = "", unit: str = "
         raise ValueError(f"{path} is to be a picture: expected a name that ends in {' or '.join(SUFFIXES)}")
     figure = _figure(len(timeline.hosts))
     axes = figure.add_subplot()
-    start = min(bar.start for host in timeline.hosts for bar in host)
+    start = timeline.start
     few = sum(map(len, timeline.hosts)) <= 200  # beyond that labels only blacken the picture
     kinds = set()
     for number, host in enumerate(timeline.hosts):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ray import cloudpickle
 
-from cgexec.pipeline.snapshot_format import Label, SnapshotError, labels_in, read, remove, seal, unseal, write
+from cgexec.pipeline.snapshot_format import Label, SnapshotError, labels_in, read, remove_of_host, seal, unseal, write
 
 
 class Session(NamedTuple):
@@ -182,16 +182,12 @@ def forget(instance: Any, session: Session) -> None:
 
 def discard(_instance: Any, directory: str, label: Label) -> None:
     """Remove the files of a session that are this host's, whichever steps they are of."""
-    for each in labels_in(directory):
-        if each == label.at(each.step):
-            remove(directory, each)
+    remove_of_host(directory, label, lambda each: each.begun_ns == label.begun_ns)
 
 
 def discard_older(_instance: Any, directory: str, label: Label) -> None:
     """Remove this host's files from before a session that was resumed from."""
-    for each in labels_in(directory):
-        if (each.run, each.host) == (label.run, label.host) and each.begun_ns < label.begun_ns:
-            remove(directory, each)
+    remove_of_host(directory, label, lambda each: each.begun_ns < label.begun_ns)
 
 
 def call_method(instance: Any, method: str) -> Any:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -114,20 +114,20 @@ def write(directory: str, label: Label, snapshot: bytes, retained: Collection[in
     finally:
         _remove(unfinished)
     _sync(path.parent)
+
+    def is_unwanted(other: Label) -> bool:
+        if other.begun_ns == label.begun_ns:
+            return other.step not in {label.step, *retained}
+        return bool(retained) and other.begun_ns < label.begun_ns
+
+    remove_of_host(directory, label, is_unwanted)
+
+
+def remove_of_host(directory: str, label: Label, is_unwanted: Callable[[Label], bool]) -> None:
+    """Remove those snapshots of the run and the host of ``label`` that are unwanted."""
     for other in labels_in(directory):
-        if other == label.at(other.step):
-            wanted = other.step in {label.step, *retained}
-        else:
-            wanted = (
-                (other.run, other.host) != (label.run, label.host) or other.begun_ns > label.begun_ns or not retained
-            )
-        if not wanted:
-            remove(directory, other)
-
-
-def remove(directory: str, label: Label) -> None:
-    """Remove a snapshot, if there is one."""
-    _remove(path_of(directory, label))
+        if (other.run, other.host) == (label.run, label.host) and is_unwanted(other):
+            _remove(path_of(directory, other))
 
 
 def _remove(path: Path) -> None:

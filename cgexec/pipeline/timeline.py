@@ -41,10 +41,14 @@ class Timeline:
     hosts: tuple[tuple[Bar, ...], ...]
 
     @cached_property
+    def start(self) -> float:
+        """When the first operation starts."""
+        return min(bar.start for host in self.hosts for bar in host)
+
+    @cached_property
     def span(self) -> float:
         """The time from the first start to the last end."""
-        bars = [bar for host in self.hosts for bar in host]
-        return max(bar.end for bar in bars) - min(bar.start for bar in bars)
+        return max(bar.end for host in self.hosts for bar in host) - self.start
 
     def idle(self, host: int) -> float:
         """Return for how much of the span a host did nothing."""

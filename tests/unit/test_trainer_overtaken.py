@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -59,13 +58,15 @@ class SlowToSay(Mortal):
 
 
 class Unasking(StageHost):
-    """A stage that does not look whether a step is the one that is due; slow to be brought back."""
+    """A stage that does not look whether a step is the one that is due; is brought back when it may be."""
+
+    may_set = threading.Event()
 
     def __init__(self, stages, num_stages, _doom, _end):
         super().__init__(stages, num_stages)
 
     def set_state(self, state):
-        time.sleep(0.1)
+        assert self.may_set.wait(30)
         super().set_state(state)
 
 
@@ -187,6 +188,7 @@ def test_a_snapshot_that_a_rebuild_overtakes_is_taken_again(tmp_path: Path) -> N
 
 def test_a_rebuild_behind_the_look_at_what_is_to_be_run_has_nothing_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     losses, weights = expected(Schedule1F1B())
+    Unasking.may_set.clear()
     training = Training(kind=Unasking)
     with training.trainer as trainer:
         found = training.run(3)
@@ -194,11 +196,12 @@ def test_a_rebuild_behind_the_look_at_what_is_to_be_run_has_nothing_run_twice(mo
 
         def rebuilding(self: Progress) -> int | None:
             monkeypatch.undo()
+            assert first_to_run(self) == 3
             threading.Thread(target=trainer.graph.rebuild).start()
-            first_to_run(self)
             while trainer._standing.place.step is not None:
                 pass
-            return trainer._standing.place.step
+            Unasking.may_set.set()
+            return None
 
         monkeypatch.setattr(Progress, "_first_to_run", rebuilding)
         states: dict[int, Any] = {}
@@ -424,17 +427,13 @@ def test_a_step_that_was_noted_before_ctrl_c_is_answered_though_the_graph_was_re
 
 def test_a_wait_that_runs_out_while_the_graph_is_rebuilt_is_pending() -> None:
     losses, weights = expected(Schedule1F1B())
-    training = Training(dooms={1: (1, "1B1")})
-    replace, may_replace = training.replace, threading.Event()
+    may_replace = threading.Event()
 
     def slowly(info: Any) -> Any:
         assert may_replace.wait(30)
-        return replace(info)
+        return training.replace(info)
 
-    policy = RebuildPolicy(replace=slowly, backoff_s=0.01)
-    training.trainer.close()
-    training = Training(dooms={1: (1, "1B1")}, policy=policy)
-    replace = training.replace
+    training = Training(dooms={1: (1, "1B1")}, policy=RebuildPolicy(replace=slowly, backoff_s=0.01))
     with training.trainer as trainer:
         found = training.run(1)
         status = trainer.step(*data(1, NUM_MICROBATCHES), timeout_s=0.2)

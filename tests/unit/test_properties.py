@@ -31,6 +31,7 @@ TestCalls.settings = settings(
     max_examples=int(os.environ.get("CGEXEC_EXAMPLES", "150")),
     stateful_step_count=25,
     deadline=None,
+    print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
 TestCalls = pytest.mark.timeout(1000)(TestCalls)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from cgexec.changed import Changed
 from cgexec.deadline import Deadline
 from cgexec.engine.actor_functions import call, replies
-from cgexec.errors import CgexecError
+from cgexec.errors import CgexecError, GraphClosedError
 from cgexec.log import logger
 from cgexec.pipeline.keeping import call_method
 from cgexec.pipeline.snapshot_format import Label, SnapshotError
@@ -66,6 +66,7 @@ class Standing:
         self._may_begin_anew = may_begin_anew
         self._noted: object = None  # the execution that brought the stages to where they stand
         self._bringing_back = threading.Lock()
+        self._ended = False
 
     def begin(self, archive: Archive, actors: Sequence[Any]) -> None:
         """Take the first snapshot."""
@@ -171,7 +172,7 @@ class Standing:
                 raise CgexecError(f"the hook of generation {generation} was overtaken: it had taken too long")
             step, epoch = self._set_back(actors)
             with self.changed:
-                self.place, self.actors = Place(generation, step, epoch), actors
+                self.place = Place(generation, step, epoch)
                 self.changed.notify_all()
 
     def bring_back(self) -> None:
@@ -186,8 +187,10 @@ class Standing:
     def _set_back(self, actors: Sequence[Any]) -> tuple[int | None, int]:
         """Return the step that the stages have been brought back to, and their epoch."""
         with self.changed:
+            if self._ended:  # they would be given what nobody lets them let go of any more
+                raise GraphClosedError("the training was closed as its stages were about to be brought back")
             # At once, so that nothing which ends only now is taken for a step of theirs.
-            self.place = Place(self.place.generation, None, self.place.epoch + 1)
+            self.place, self.actors = Place(self.place.generation, None, self.place.epoch + 1), actors
             epoch, archive, steps = self.place.epoch, self.archive, self.taken
         if archive is None:
             if self._may_begin_anew:
@@ -216,7 +219,9 @@ class Standing:
         return found
 
     def forget(self, timeout_s: float) -> None:
-        """Let the stages let go of their snapshots in memory, and keep no more."""
-        archive, self.archive = self.archive, None
+        """Let the stages let go of their snapshots in memory, and keep no more; those too that are brought back now."""
+        with self.changed:
+            self._ended = True
+            archive, self.archive = self.archive, None
         if archive is not None:
             archive.forget(self.actors, timeout_s)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 import ray
@@ -73,10 +73,13 @@ def replies(calls: Sequence[Any], deadline: Deadline) -> list[Any]:
 
 
 def _of_local(one: Future[Any], deadline: Deadline) -> Any:
+    answered: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    one.add_done_callback(answered.put)
     try:
-        error = one.exception(deadline.wait_s())
-    except FutureTimeoutError:
+        answered.get(timeout=deadline.wait_s())  # and not the future's own wait, whose lock Ctrl-C may leave held
+    except queue.Empty:
         return GetTimeoutError("the actor has not answered in time")
+    error = one.exception()
     if error is None:
         return one.result()
     return error if isinstance(error, Exception) else ActorExitedError(told(error))

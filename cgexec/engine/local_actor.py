@@ -157,8 +157,9 @@ class LocalProcess:
 
     def _serve_locked(self) -> None:
         if not self.inline and not self._serving and self._mailbox:
-            self._serving = True
+            # In this order: Ctrl-C in between leaves a thread too many, which ends by itself, and not one too few.
             threading.Thread(target=self._serve, name="local-actor", daemon=True).start()
+            self._serving = True
 
     def _serve(self) -> None:
         while True:

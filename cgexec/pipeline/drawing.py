@@ -42,7 +42,7 @@ def draw(timeline: Timeline, path: str | Path, *, title: str = "", unit: str = "
         ImportError: matplotlib is not there.
         OSError: the file cannot be written.
     """
-    if Path(path).suffix not in SUFFIXES:
+    if Path(path).suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} is to be a picture: expected a name that ends in {' or '.join(SUFFIXES)}")
     figure = _figure(len(timeline.hosts))
     axes = figure.add_subplot()

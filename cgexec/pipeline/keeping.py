@@ -105,7 +105,7 @@ def take(instance: Any, epoch: int, label: Label, method: str, places: Places) -
     shelf = _shelf(instance, _session_of(label))
     with shelf.lock:
         shelf.admit(epoch)
-        snapshot = seal(label, cloudpickle.dumps(call_method(instance, method), protocol=5))
+        snapshot = seal(label, state_of(instance, method))
         if places.in_memory:
             shelf.put(label, snapshot, places.retained)
         if places.directory is not None:
@@ -190,6 +190,7 @@ def discard_older(_instance: Any, directory: str, label: Label) -> None:
     remove_of_host(directory, label, lambda each: each.begun_ns < label.begun_ns)
 
 
-def call_method(instance: Any, method: str) -> Any:
-    """Return what a method without arguments returns."""
-    return getattr(instance, method)()
+def state_of(instance: Any, method: str) -> bytes:
+    """Return what the method that says the state returns, pickled: as it is now, also for who is in this process."""
+    state: bytes = cloudpickle.dumps(getattr(instance, method)(), protocol=5)
+    return state

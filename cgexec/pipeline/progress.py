@@ -74,12 +74,15 @@ class Progress:
             generation = self._graph.generation
             try:
                 return call()
-            except (RayActorError, OvertakenError) as error:
+            except (RayActorError, OvertakenError) as lost:
+                error: Exception = lost
                 if num_lost == self._max_losses:
                     raise
                 if not self._is_back(generation, deadline):
-                    how = "has ended" if self._graph.state in _ENDED else "is being rebuilt still"
-                    raise CgexecError(f"the stages cannot be asked: {self._graph!r} {how}: {error}") from error
+                    how, reason = "is being rebuilt still", error
+                    if self._graph.state in _ENDED:
+                        how, reason = "has ended", self._graph.failure or error
+                    raise CgexecError(f"the stages cannot be asked: {self._graph!r} {how}: {reason}") from reason
                 num_lost += 1
 
     def begin(self, inputs: Sequence[Any], deadline: Deadline) -> JobStatus:

@@ -101,7 +101,10 @@ def write(directory: str, label: Label, snapshot: bytes, retained: Collection[in
     writes those of a host: what another one has left unfinished is removed.
     """
     path = path_of(directory, label)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SnapshotError(f"host {label.host} cannot make the directory of PipelineSnapshots: {error}") from error
     for left in path.parent.glob(f"{label.run}-*-host-{label.host:04d}-*{_UNFINISHED}"):
         _remove(left)
     unfinished = path.with_suffix(f".{os.getpid()}{_UNFINISHED}")

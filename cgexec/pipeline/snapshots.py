@@ -56,7 +56,8 @@ class PipelineSnapshots:
             pickles: whoever can write there can run code.
         in_memory: whether each host keeps its own snapshots and those of the host before it. That outlives the loss of
             one host, or of several that are no neighbours; with one host alone, of none.
-        num_kept: of how many steps; with 1 there is none before a corrupt one. While one is taken there is one more.
+        num_kept: of how many steps there are snapshots to go back to; with 1 there is none before a corrupt one. The
+            one before those is removed as the next one is taken: there is room needed for ``num_kept + 1``.
         get_state, set_state: methods of the stages: the first returns all that a stage has to know to go on from
             between two steps, the second is given that, in the same or in a new process.
         timeout_s: how long taking one may take, or bringing the stages back.

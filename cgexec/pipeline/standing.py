@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from pickle import loads
 from typing import Any, NamedTuple
 
 from cgexec.changed import Changed
@@ -15,7 +16,7 @@ from cgexec.deadline import Deadline
 from cgexec.engine.actor_functions import call, replies
 from cgexec.errors import CgexecError, GraphClosedError
 from cgexec.log import logger
-from cgexec.pipeline.keeping import call_method
+from cgexec.pipeline.keeping import state_of
 from cgexec.pipeline.snapshot_format import Label, SnapshotError
 from cgexec.pipeline.snapshots import Archive, raise_first
 
@@ -212,11 +213,11 @@ class Standing:
 
     def states(self, method: str, epoch: int, deadline: Deadline) -> list[Any]:
         """Return what a method of each stage returns where they stand. Raises whatever kept one from answering."""
-        found = replies([call(actor, call_method, method) for actor in self.actors], deadline)
+        found = replies([call(actor, state_of, method) for actor in self.actors], deadline)
         raise_first(found)
         if self.place.epoch != epoch:
             raise OvertakenError("the stages were brought back as they were asked for their states")
-        return found
+        return [loads(state) for state in found]
 
     def forget(self, timeout_s: float) -> None:
         """Let the stages let go of their snapshots in memory, and keep no more; those too that are brought back now."""

@@ -11,10 +11,12 @@ What crosses from host to host takes no time, or ``transfer`` of it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import NamedTuple, get_args
 
 from cgexec.pipeline.operations import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Kind, Operation
@@ -71,12 +73,15 @@ def run(
     """Return when each operation runs, if each takes as long as its kind does.
 
     Raises:
-        ValueError: the order cannot be run: see ``check``; or something is to take no time.
+        ValueError: the order cannot be run: see ``check``; or something is to take no time, or for ever.
     """
-    for kind, duration in durations.items():
-        if not duration > 0:
-            raise ValueError(f"an operation of kind {kind} is to take {duration!r}: expected more than 0")
     host_of, last_stage = _complete(order)
+    for kind in sorted({operation.kind for operations in order for operation in operations}):
+        duration = durations.get(kind)
+        if not isinstance(duration, Real) or not 0 < duration < math.inf:
+            raise ValueError(f"an operation of kind {kind} is to take {duration!r}: expected a number, more than 0")
+    if not isinstance(transfer, Real) or not 0 <= transfer < math.inf:
+        raise ValueError(f"transfer={transfer!r} is not usable: expected a number, 0 or more")
     ended: dict[_Made, float] = {}
     bars: list[list[Bar]] = [[] for _ in order]
     left = [list(reversed(operations)) for operations in order]
@@ -106,6 +111,7 @@ def check(order: Sequence[Sequence[Operation]]) -> None:
     Raises:
         ValueError: an operation is missing, stands twice, stands before what it needs, or hosts wait for each other;
             a stage is on two hosts. Names the operations.
+        TypeError: there is something else than operations in it.
     """
     run(order)
 
@@ -143,6 +149,9 @@ def _alive(operations: Sequence[Operation]) -> list[int]:
 
 def _complete(order: Sequence[Sequence[Operation]]) -> tuple[dict[int, int], int]:
     """Return the host of each stage, and the last stage. Raises ValueError unless there is all there is to do, once."""
+    for operation in (each for operations in order for each in operations):
+        if not isinstance(operation, Operation):
+            raise TypeError(f"{operation!r} is no Operation: parse_order() makes them of text")
     counted = Counter(operation for operations in order for operation in operations)
     if not counted:
         raise ValueError("an order without operations does nothing")

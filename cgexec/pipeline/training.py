@@ -45,13 +45,17 @@ from cgexec.topology import HostInfo
 
 @dataclass(frozen=True, kw_only=True)
 class StageMethods:
-    """What the methods of the stages are called."""
+    """What the methods of the stages are called. Raises ValueError for what is no name."""
 
     forward: str = "forward"
     backward: str = "backward"
     backward_input: str = "backward_input"
     backward_weight: str = "backward_weight"
     update: str = "update"
+
+    def __post_init__(self) -> None:
+        for name, method in vars(self).items():
+            check_kind(name, method, "StageMethods", str)
 
 
 class StepResult(NamedTuple):
@@ -88,6 +92,7 @@ class TrainingStep:
         self.num_microbatches = num_microbatches
         self.methods = methods or StageMethods()
         order = schedule.order(num_stages, num_microbatches)
+        self._turns = run(order).in_time()
         found = 1 + max(operation.microbatch for host in order for operation in host)
         if (len(order), found) != (num_stages, num_microbatches):
             raise ValueError(
@@ -96,7 +101,6 @@ class TrainingStep:
             )
         self._num_hosts = len(order)
         self._num_stages = 1 + max(operation.stage for host in order for operation in host)
-        self._turns = run(order).in_time()
 
     def __call__(self, inp: Any, actors: Sequence[Any], infos: Sequence[HostInfo]) -> list[Any]:
         """Bind every operation, each host's in the order that the schedule says, and the updates.

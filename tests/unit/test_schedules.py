@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,9 +121,22 @@ def test_what_is_no_operation_has_no_place_in_an_order(bad: Operation) -> None:
         check([[*parse_order(["0F0 0B0"])[0], bad]])
 
 
-def test_everything_takes_some_time() -> None:
-    with pytest.raises(ValueError, match="an operation of kind B is to take 0: expected more than 0"):
-        run(parse_order(["0F0 0B0"]), {"F": 1, "B": 0})
+@pytest.mark.parametrize("lines", [["0F0 0B0"], [["0F0", "0B0"]], [[(0, "F", 0), (0, "B", 0)]]])
+def test_an_order_is_made_of_operations(lines: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape("is no Operation: parse_order() makes them of text")):
+        check(lines)
+
+
+@pytest.mark.parametrize("bad", [0, -1, math.inf, math.nan, "1", None])
+def test_everything_takes_some_time(bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"an operation of kind B is to take .*: expected a number, more than 0"):
+        run(parse_order(["0F0 0B0"]), {"F": 1, "B": bad} if bad is not None else {"F": 1})
+
+
+@pytest.mark.parametrize("bad", [-1, math.inf, math.nan, "1"])
+def test_a_transfer_takes_no_less_than_no_time(bad: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"transfer={bad!r} is not usable: expected a number, 0 or more")):
+        run(parse_order(["0F0 0B0"]), transfer=bad)
 
 
 def test_numbers_of_numpys_are_numbers() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 from stages import Mortal, StageHost, data
 from test_trainer_in_process import EACH_STEP, IN_PROCESS, NUM_MICROBATCHES, Training, corrupt, expected, same
 
@@ -24,11 +24,13 @@ from cgexec.pipeline import (
     Schedule1F1B,
     ScheduleGPipe,
     SnapshotError,
+    StageMethods,
     TrainingStep,
     keeping,
     snapshot_format,
 )
 from cgexec.pipeline.progress import Progress
+from cgexec.pipeline.snapshot_format import labels_in
 from cgexec.pipeline.standing import Standing
 from cgexec.testing import LocalActor, kill
 
@@ -528,6 +530,73 @@ def test_a_graph_that_fails_before_the_first_step_is_no_place_to_settle() -> Non
                 call()
 
 
+def test_stages_that_cannot_be_brought_back_are_why_they_cannot_be_asked(tmp_path: Path) -> None:
+    class DiesAsItSays(Mortal):
+        def get_state(self):
+            if 1 in self.layers and victims:
+                for path in tmp_path.iterdir():
+                    corrupt(path, "cut off")
+                kill(victims.pop())
+                raise ActorDiedError  # as who asks is told, with Ray
+            return super().get_state()
+
+    victims: list[Any] = []
+    snapshots = PipelineSnapshots(every=10, directory=str(tmp_path), in_memory=False)
+    training = Training(kind=DiesAsItSays, snapshots=snapshots)
+    with training.trainer as trainer:
+        training.run(2)
+        victims.append(training.actors[1])
+        with pytest.raises(CgexecError, match=r"cannot be asked: .* has ended: .*cannot be brought back to any step"):
+            trainer.states()
+
+
+def test_states_are_what_they_were_whatever_the_stages_do_next() -> None:
+    losses, weights = expected(Schedule1F1B())
+    training = Training()
+    with training.trainer as trainer:
+        found = training.run(2)
+        for _, layers in trainer.states():
+            for arrays in layers.values():
+                for array in arrays:
+                    array += 1.0
+        assert found + training.run() == losses
+        assert same(training.weights(), weights)
+
+
+@pytest.mark.parametrize("num_kept", [1, 2])
+def test_one_snapshot_more_is_there_than_can_be_gone_back_to(tmp_path: Path, num_kept: int) -> None:
+    training = Training(snapshots=PipelineSnapshots(directory=str(tmp_path), num_kept=num_kept))
+    with training.trainer as trainer:
+        training.run(4)
+        steps = sorted({label.step for label in labels_in(str(tmp_path))})
+        assert steps == list(range(4 - num_kept, 5))
+        assert trainer._standing.taken == steps[1:]
+        assert [kept_in(actor) for actor in training.actors] == [2 * len(steps)] * 3
+
+
+def test_ctrl_c_as_an_actor_begins_to_serve_leaves_it_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, interrupted = threading.Thread.start, []
+
+    def start_or_ctrl_c(thread: threading.Thread) -> None:
+        if thread.name == "local-actor" and threading.current_thread() is threading.main_thread() and not interrupted:
+            interrupted.append(thread)
+            raise KeyboardInterrupt
+        start(thread)
+
+    training = Training()
+    with training.trainer as trainer:
+        training.run(1)
+        for actor in training.actors:
+            actor.what_was_done.remote().result(10)
+        while any(actor._process._serving for actor in training.actors):
+            pass
+        monkeypatch.setattr(threading.Thread, "start", start_or_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.states()
+        assert len(trainer.states(10)) == 3
+        training.run()
+
+
 def test_a_closed_trainer_says_so(tmp_path: Path) -> None:
     training = Training(snapshots=PipelineSnapshots(directory=str(tmp_path), every=10))
     training.run(2)
@@ -558,6 +627,23 @@ class OneMore(ScheduleGPipe):
         return super().order(num_stages, num_microbatches + 1)
 
 
+class Nothing(ScheduleGPipe):
+    """Has nobody do anything."""
+
+    def order(self, num_stages: int, num_microbatches: int) -> list[list[Operation]]:
+        return [[] for _ in range(num_stages)]
+
+
+def test_a_method_has_a_name() -> None:
+    with pytest.raises(ValueError, match=r"forward=3 .from StageMethods. is not usable: expected str"):
+        StageMethods(forward=3)  # type: ignore[arg-type]
+
+
+def test_a_directory_that_cannot_be_made_is_named_with_the_setting() -> None:
+    with pytest.raises(SnapshotError, match=r"host 0 cannot make the directory of PipelineSnapshots: .*/proc/nothing"):
+        Training(snapshots=PipelineSnapshots(directory="/proc/nothing"))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -567,6 +653,7 @@ class OneMore(ScheduleGPipe):
         ({"config": 5}, "config=5 .* expected GraphConfig"),
         ({"policy": 5}, "policy=5 .* expected RebuildPolicy"),
         ({"schedule": OneMore()}, "an order of 3 hosts and 4 microbatches, where 3 and 3 were asked for"),
+        ({"schedule": Nothing()}, "an order without operations does nothing"),
     ],
 )
 def test_what_is_of_the_wrong_kind_is_refused_by_name(options: dict[str, Any], told: str) -> None:

@@ -49,9 +49,13 @@ def take_ways_in_turn(items: list[pytest.Item]) -> None:
             if len(others) < len(item.callspec.params):
                 tests.setdefault((item.path, item.originalname, *others), []).append(item)
     turns: dict[Any, Iterator[int]] = defaultdict(itertools.count)
-    for (module, *_), ways in tests.items():
+    for (module, name, *_), ways in tests.items():
         (num_ways,) = ways[0].get_closest_marker("num_ways").args  # type: ignore[union-attr] # or it would not be here
-        turn = next(turns[module])
+        # One way further from parameter to parameter, and from test to test: else three ways of six shapes would give
+        # each shape the same way in every test.
+        if name not in turns:
+            turns[name] = itertools.count(next(turns[module]))
+        turn = next(turns[name])
         for place, item in enumerate(ways):
             if (place - turn) % len(ways) >= num_ways:
                 item.add_marker("campaign")

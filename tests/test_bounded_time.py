@@ -16,7 +16,7 @@ from cgexec import GraphClosedError, GraphExecutor, JobError, JobPreempted, JobS
 from cgexec.testing import SHAPES, resume, stop
 from cgexec.testing.leftovers import is_running
 
-pytestmark = [pytest.mark.clause("C5"), pytest.mark.num_ways(2)]
+pytestmark = [pytest.mark.clause("C5"), pytest.mark.num_ways(1)]
 
 NEVER_S = 3600.0
 
@@ -55,7 +55,6 @@ def site(pool: Pool, request: pytest.FixtureRequest) -> Iterator[Site]:
     made.end()
 
 
-@pytest.mark.num_ways(1)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_stopped_host_is_lost_once_a_wait_has_run_out(site, shape):
     trial = site.trial(shape, probe_timeout_s=0.5)
@@ -112,7 +111,6 @@ def test_a_host_that_was_stopped_for_a_moment_costs_nothing(site):
     assert trial.graph.generation == 0
 
 
-@pytest.mark.num_ways(1)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_host_stuck_in_a_method_is_given_up_if_the_policy_says_so_though_nobodys_wait_runs_out(site, shape):
     trial = site.trial(shape, stuck_after_s=0.5)

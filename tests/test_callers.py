@@ -38,7 +38,7 @@ from cgexec import (
 )
 from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process, resume
 
-pytestmark = [pytest.mark.clause("C8"), pytest.mark.num_ways(2)]
+pytestmark = [pytest.mark.clause("C8"), pytest.mark.num_ways(1)]
 
 EVERY_WAY = {**WAYS, "in-process": LOCAL}
 LONG_S = 60.0

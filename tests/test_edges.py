@@ -14,6 +14,8 @@ from workers import Boxed, Stage
 from cgexec import GraphExecutor, JobError, JobFailed, JobSucceeded, RefBox, TransferError
 from cgexec.engine import tasks
 
+pytestmark = pytest.mark.num_ways(1)
+
 NUM_ACTORS = 4
 
 

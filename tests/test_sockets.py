@@ -22,6 +22,8 @@ from cgexec import GraphConfig, GraphExecutor, JobSucceeded, chain, fan_out
 from cgexec.engine.reception import MOST_APPLICANTS
 from cgexec.testing.leftovers import is_running, open_files
 
+pytestmark = pytest.mark.num_ways(1)
+
 SOCKETS = GraphConfig(max_inflight=4)
 STREAM_ONLY = replace(SOCKETS, pool_bytes=0)
 NUM_BYTES_EXCHANGED = 50_000_000

@@ -36,7 +36,7 @@ from cgexec import (
     as_completed,
     wait,
 )
-from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process, resume
+from cgexec.testing import SHAPES, LocalActor, Message, Recorder, kill_process, resume, stop
 
 pytestmark = [pytest.mark.clause("C8"), pytest.mark.num_ways(1)]
 
@@ -108,9 +108,11 @@ def test_callbacks_are_called_in_the_order_of_the_outcomes_and_may_do_anything(o
             extra.append((message, trial.graph.execute(message)))
             raise ZeroDivisionError("a callback that raises")
 
+    stop(trial.actors[0], trial.pids[0])  # what has settled is told of at once, on this thread
     executions = [trial.submit(message) for message in messages]
     for execution in executions:
         execution.add_done_callback(note)
+    resume(trial.actors[0], trial.pids[0])
     assert eventually(lambda: len(called) == 4), "nobody waits, and nobody was called"
     assert [execution for execution, _, _ in called] == executions
     for (_, thread, status), message in zip(called, messages, strict=True):

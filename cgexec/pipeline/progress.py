@@ -74,14 +74,13 @@ class Progress:
             generation = self._graph.generation
             try:
                 return call()
-            except (RayActorError, OvertakenError) as lost:
-                error: Exception = lost
+            except (RayActorError, OvertakenError) as error:
                 if num_lost == self._max_losses:
                     raise
                 if not self._is_back(generation, deadline):
-                    how, reason = "is being rebuilt still", error
-                    if self._graph.state in _ENDED:
-                        how, reason = "has ended", self._graph.failure or error
+                    ended = self._graph.state in _ENDED
+                    how = "has ended" if ended else "is being rebuilt still"
+                    reason = (self._graph.failure if ended else None) or error
                     raise CgexecError(f"the stages cannot be asked: {self._graph!r} {how}: {reason}") from reason
                 num_lost += 1
 

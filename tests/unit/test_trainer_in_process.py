@@ -574,6 +574,7 @@ def test_a_directory_that_cannot_be_written_any_more_costs_only_its_copies(tmp_p
         shutil.rmtree(directory)
         directory.write_text("something else")
         found += training.run(4)
+        assert isinstance(trainer.snapshot_error, SnapshotError)
         assert "cannot make the directory of PipelineSnapshots" in str(trainer.snapshot_error)
         kill(training.actors[1])
         found += training.run(6)

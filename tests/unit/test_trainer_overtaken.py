@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError
 from stages import Mortal, StageHost, data
-from test_trainer_in_process import EACH_STEP, IN_PROCESS, NUM_MICROBATCHES, Training, corrupt, expected, same
+from test_trainer_in_process import EACH_STEP, IN_PROCESS, NUM_MICROBATCHES, Held, Training, corrupt, expected, same
 
 from cgexec import CgexecError, GraphClosedError, JobError, JobPreempted, JobSucceeded, RebuildPolicy
 from cgexec.changed import Changed
@@ -377,17 +377,6 @@ def test_what_comes_behind_the_end_is_kept_by_nobody() -> None:
     assert [kept_in(actor) for actor in training.actors] == [0, 0, 0]
 
 
-class SlowToTake(Mortal):
-    """Says that it is about to be given its state, and does not go on before it may."""
-
-    asked, may_take = threading.Event(), threading.Event()
-
-    def set_state(self, state):
-        self.asked.set()
-        assert self.may_take.wait(30)
-        super().set_state(state)
-
-
 def test_a_stage_that_is_brought_back_as_it_all_ends_keeps_nothing() -> None:
     class Training(TrainingBesideCalls):
         def spawn(self, host: int, doom: Any) -> Any:
@@ -395,14 +384,14 @@ def test_a_stage_that_is_brought_back_as_it_all_ends_keeps_nothing() -> None:
             return spawned[-1]
 
     spawned: list[Any] = []
-    SlowToTake.asked.clear()
-    SlowToTake.may_take.clear()
-    training = Training(kind=SlowToTake)
+    Held.begun.clear()
+    Held.may_set.clear()
+    training = Training(kind=Held)
     training.run(1)
     kill(training.actors[1])
-    assert SlowToTake.asked.wait(10)
+    assert Held.begun.wait(10)
     training.trainer.close(0)
-    SlowToTake.may_take.set()
+    Held.may_set.set()
     alive = [actor for actor in spawned if actor is not training.actors[1]]
     assert [kept_in(actor) for actor in alive] == [0, 0, 0]
 

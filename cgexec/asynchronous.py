@@ -1,4 +1,6 @@
-"""Waiting without a thread: what asyncio's callers do while the graph's own threads send and read.
+"""Waiting without a thread: what asyncio's callers do.
+
+Their event loop sends and reads for them what takes no time (``attending``), and the graph's own threads do the rest.
 
 Nothing here blocks the event loop. The graph's lock is taken, but never while anything is waited for.
 """
@@ -30,9 +32,11 @@ class Graph(Protocol):
 
     def refuse_late(self, execution: Execution) -> None: ...
 
-    def tell(self, execution: Execution, signal: Callable[[], None]) -> bool: ...
+    def tell(self, execution: Execution, signal: Callable[[], None], *, here: bool = False) -> bool: ...
 
     def untell(self, execution: Execution, signal: Callable[[], None]) -> None: ...
+
+    def is_arriving(self, execution: Execution) -> bool: ...
 
     def tell_when_open(self, signal: Callable[[], None]) -> bool: ...
 
@@ -52,7 +56,16 @@ class Bell:
     def ring(self) -> None:
         """Wake it. Neither blocks nor raises."""
         with suppress(RuntimeError):  # its event loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._set)
+            if self._runs_here():
+                self._set()
+            else:
+                self._loop.call_soon_threadsafe(self._set)
+
+    def _runs_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # none does
+            return False
 
     def _set(self) -> None:
         self._rung = True
@@ -89,7 +102,7 @@ async def submitted(graph: Graph, args: Any, kwargs: Any) -> Execution:
     bell = Bell()
     execution = graph.submit_later(args, kwargs, bell.ring)
     try:
-        while not await bell.heard(_in_line_s(execution)):
+        while execution.is_in_line() and not await bell.heard(_in_line_s(execution)):
             _refuse_if_late(graph, execution)
     except asyncio.CancelledError:
         _cancelled(graph, execution)
@@ -102,9 +115,10 @@ async def outcome(graph: Graph, execution: Execution, wait_s: float) -> JobStatu
     if wait_s == 0:  # looks once, which may load a value: not on the event loop's thread
         return await on_a_thread(lambda: graph.wait_status(execution, 0))
     bell, started = Bell(), time.monotonic()
-    if graph.tell(execution, bell.ring):
+    if graph.tell(execution, bell.ring, here=True):
         try:
-            await bell.heard(wait_s)
+            if not await bell.heard(wait_s):
+                await _arrived(graph, execution, bell)
         except asyncio.CancelledError:
             execution.gave_up()
             raise
@@ -123,11 +137,12 @@ async def executed(graph: Graph, args: Any, kwargs: Any, wait_s: float) -> JobSt
     bell = Bell()
     execution = graph.submit_later(args, kwargs)
     try:
-        if graph.tell(execution, bell.ring):
+        if graph.tell(execution, bell.ring, here=True):
             while not await bell.heard(_left_s(execution, wait_s)):
                 if execution.sent_at is None:
                     _refuse_if_late(graph, execution)
                 elif _left_s(execution, wait_s) == 0:
+                    await _arrived(graph, execution, bell)
                     break
     except asyncio.CancelledError:
         _cancelled(graph, execution)
@@ -139,6 +154,12 @@ async def executed(graph: Graph, args: Any, kwargs: Any, wait_s: float) -> JobSt
         if graph.tell_when_open(reopened.ring):
             await reopened.heard(_left_s(execution, wait_s))
     return graph.status_now(execution, wait_s)  # last: nobody has been told as long as this may be cancelled
+
+
+async def _arrived(graph: Graph, execution: Execution, bell: Bell) -> None:
+    """Wait a moment longer for what was in time, if the event loop was late: it is being read."""
+    if graph.is_arriving(execution):
+        await bell.heard(_PAUSE_S)
 
 
 def _cancelled(graph: Graph, execution: Execution) -> None:

@@ -94,6 +94,7 @@ class GraphCore(Executions):
             if self._lifecycle.state is GraphState.READY:
                 self._lifecycle.apply(GraphEvent.SYSTEM_ERROR, time.monotonic(), _one_line(why.error))
             self._lose_in_flight_locked()
+            self._attendance.end()
         self._reader.spent.clear()
         return True
 
@@ -178,6 +179,7 @@ class GraphCore(Executions):
             if self._reader.engine is not None:
                 self._engine_left, self._reader.engine = self._reader.engine, None
             self._lose_in_flight_locked()
+            self._attendance.end()
         self._reader.spent.clear()
         return self._engine_left
 
@@ -205,10 +207,8 @@ class GraphCore(Executions):
         with self._changed:
             self._pump.end()
         self._pump.join(timeout_s)
-        for callbacks in (self._callbacks, self._futures):
-            callbacks.end()
-        for callbacks in (self._callbacks, self._futures):
-            callbacks.join(deadline.remaining_s())
+        self._afterwards.end()
+        self._afterwards.join(deadline)
         self._reader.spent.clear()
 
     def note_never_collected(self) -> None:

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ray.exceptions import RayChannelError
 
 from cgexec.asynchronous import outcome
+from cgexec.attending import Attendance
 from cgexec.changed import Changed
 from cgexec.classify import Verdict
 from cgexec.deadline import Deadline
@@ -31,7 +32,7 @@ from cgexec.errors import CgexecError, GraphClosedError, GraphFailedError
 from cgexec.execution import Execution
 from cgexec.isolation import copy_of
 from cgexec.lifecycle import GraphEvent, GraphState, Lifecycle
-from cgexec.notices import Callbacks, Notices, Once, Signal
+from cgexec.notices import Afterwards, Notices, Signal
 from cgexec.outcomes import (
     failed_status,
     no_room,
@@ -41,6 +42,7 @@ from cgexec.outcomes import (
     status_of_break,
     status_of_output,
 )
+from cgexec.overseer import Overseer
 from cgexec.pump import Pump
 from cgexec.reading import Reader
 from cgexec.sending import Sender
@@ -50,19 +52,6 @@ from cgexec.status import JobError, JobFailed, JobPreempted, JobStatus, JobSucce
 from cgexec.topology import HostInfo, LostHost
 
 _DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
-
-
-class Overseer(Protocol):
-    """Who is told what befalls the executions. Nothing of it may block, or take the graph's lock."""
-
-    def broke(self, engine: Engine, seen: Exception) -> None:
-        """``engine`` has broken, as far as ``seen`` shows."""
-
-    def wait_ran_out(self, engine: Engine) -> None:
-        """``engine`` has kept somebody waiting for longer than they would."""
-
-    def never_collected(self, status: JobStatus) -> None:
-        """Nobody has asked for, and nobody can any more, this outcome, which is no success."""
 
 
 class Executions:
@@ -89,8 +78,8 @@ class Executions:
         self._lifecycle = Lifecycle()
         self._notices = Notices()
         self._pump = Pump(name, self._changed, self._reader, self._sender, self._notices)
-        self._callbacks = Callbacks(name)
-        self._futures = Callbacks(f"futures-{name}")
+        self._attendance = Attendance(self._changed, self._reader, self._notices, self._pump)
+        self._afterwards = Afterwards(name)
         self._tally = Tally()
         self._num_submitted = 0
         self._members: tuple[Member, ...] = ()
@@ -299,15 +288,21 @@ class Executions:
     ) -> Execution:
         """Put an execution in line, and return; it is sent, or settles unsent, within the submit timeout.
 
-        ``when_sent`` is told then. Raises GraphClosedError.
+        It has been sent already, and has left the line, where that takes no time. Else ``when_sent`` is told. Raises
+        GraphClosedError.
         """
         deadline = Deadline.after(self.settings.submit_timeout_s.value)
         with self._changed:
-            self._pump.start()  # first: nobody else would send it
-            execution = self._new_locked(args, kwargs)
-            execution.submit_by, execution.when_sent = deadline, when_sent
-            self._sender.join(execution)
+            if self._attendance.is_here() and self.has_room_locked() and self._sender.can_send_now(args, kwargs):
+                execution = self._new_locked(args, kwargs)
+                self._sender.send_now(execution, deadline, when_sent, self._pump.start)
+            else:
+                self._pump.start()  # first: nobody else would send it
+                execution = self._new_locked(args, kwargs)
+                execution.submit_by, execution.when_sent = deadline, when_sent
+                self._sender.join(execution)
             self._changed.notify_all()
+        self._reader.spent.clear()
         return execution
 
     def status_now(self, execution: Execution, waited_s: float) -> JobStatus:
@@ -328,15 +323,24 @@ class Executions:
             if self._sender.can_be_refused(execution):
                 self._refuse_late_locked(execution)
 
-    def tell(self, execution: Execution, signal: Signal) -> bool:
-        """Have ``signal`` called once the execution settles; False if it has."""
+    def tell(self, execution: Execution, signal: Signal, *, here: bool = False) -> bool:
+        """Have ``signal`` called once the execution settles; False if it has.
+
+        ``here``: on the event loop that runs here, which may read for it.
+        """
         with self._changed:
             if execution.final is not None:
                 return False
-            self._pump.start()
-            self._notices.tell(execution, signal)
-            self._changed.notify_all()
+            if not (here and self._attendance.attend(execution, signal)):
+                self._pump.start()
+                self._notices.tell(execution, signal)
+                self._changed.notify_all()
             return True
+
+    def is_arriving(self, execution: Execution) -> bool:
+        """Return whether a thread may be reading what an event loop has heard of too late."""
+        with self._changed:
+            return self._attendance.is_arriving(execution)
 
     def untell(self, execution: Execution, signal: Signal) -> None:
         """Have ``signal`` not called any more. Takes no lock: finalisers do this."""
@@ -352,16 +356,11 @@ class Executions:
 
     def call_back(self, execution: Execution, callback: Callable[[Execution], object]) -> None:
         """See ``Execution.add_done_callback``."""
-        self._call_on(self._callbacks, execution, Once(execution, callback, collects=True))
+        self._afterwards.call_back(execution, callback)
 
     def settle_future(self, execution: Execution, settle: Callable[[Execution], object]) -> None:
         """Call ``settle(execution)`` once it has settled, on a thread that no callback keeps waiting."""
-        self._call_on(self._futures, execution, Once(execution, settle, collects=False))
-
-    def _call_on(self, callbacks: Callbacks, execution: Execution, once: Once) -> None:
-        callbacks.start()
-        if not self.tell(execution, lambda: callbacks.call(once)):
-            callbacks.call_now(once)
+        self._afterwards.settle_future(execution, settle)
 
     def stats(self) -> GraphStats:
         """Return what was counted so far."""
@@ -412,6 +411,7 @@ class Executions:
         if retries and open_still and self._pump.runs():
             execution.sent, execution.submit_by, execution.error_seen_at = False, Deadline.after(-1), None
             self._tally.retried += 1
+            self._notices.hand_over(execution)
             self._sender.join(execution)
             self._changed.notify_all()
             return

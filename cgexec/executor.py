@@ -202,7 +202,7 @@ class GraphExecutor:
     # -- running, from a coroutine ------------------------------------------------------------------------------------
 
     async def execute_async(self, /, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> JobStatus:
-        """Do as ``execute``, without blocking the event loop: the input is serialised, sent and answered for elsewhere.
+        """Do as ``execute``, without blocking the event loop: what takes long, or runs your code, is done elsewhere.
 
         So leave the input unchanged meanwhile. Cancelled, it does no harm to any other execution: its own is
         not sent if it is still in line, and else goes on and keeps its slot until it settles.

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from cgexec.deadline import Deadline
 from cgexec.execution import Execution
 from cgexec.log import logger
 
@@ -25,6 +26,7 @@ class Notices:
 
     def __init__(self) -> None:
         self._watched: set[Execution] = set()  # those that have not settled, and of which somebody wants to be told
+        self._attended: set[Execution] = set()  # those of which only who reads them by itself wants to be told
         self._withdrawn: deque[tuple[Execution, Signal]] = deque()
         self._when_open: list[Signal] = []
 
@@ -32,7 +34,31 @@ class Notices:
         """Call ``signal`` when the execution, which has not, settles."""
         self._sort_out()
         execution.signals = (*execution.signals, signal)
+        self._attended.discard(execution)
         self._watched.add(execution)
+
+    def attend(self, execution: Execution, signal: Signal) -> None:
+        """Do as ``tell``; who is told will see to it that the execution is read."""
+        self._sort_out()
+        execution.signals = (*execution.signals, signal)
+        if execution not in self._watched:
+            self._attended.add(execution)
+
+    def is_attended(self, execution: Execution) -> bool:
+        """Return whether only who reads an execution by itself wants to be told of it."""
+        self._sort_out()
+        return execution in self._attended
+
+    def hand_over(self, *those: Execution) -> None:
+        """Have ``those`` that are attended, or all, read by the graph's threads after all."""
+        handed = self._attended.intersection(those) if those else set(self._attended)
+        self._watched |= handed
+        self._attended -= handed
+
+    def attended(self) -> bool:
+        """Return whether anybody who reads by itself wants to be told of an execution that has not settled."""
+        self._sort_out()
+        return bool(self._attended)
 
     def untell(self, execution: Execution, signal: Signal) -> None:
         """Do not call ``signal`` after all. Needs no lock: coroutines may end in the garbage collector."""
@@ -51,6 +77,7 @@ class Notices:
             execution.signals = tuple(each for each in execution.signals if each != signal)
             if not execution.signals:
                 self._watched.discard(execution)
+                self._attended.discard(execution)
 
     def tell_when_open(self, signal: Signal) -> None:
         """Call ``signal`` when the graph is neither broken nor being rebuilt any more."""
@@ -72,6 +99,7 @@ class Notices:
                 signal()
             execution.signals = ()
             self._watched.discard(execution)
+            self._attended.discard(execution)
 
     def opened(self) -> None:
         """Tell whoever waits for it that the graph is open, or for ever closed."""
@@ -158,3 +186,34 @@ class Callbacks:
             callback()
         except BaseException:
             _logger.exception("graph %r: a callback raised", self._name)
+
+
+class Afterwards:
+    """What users want done once an execution has settled: callbacks, and futures, which no callback keeps waiting."""
+
+    def __init__(self, name: str) -> None:
+        self._callbacks = Callbacks(name)
+        self._futures = Callbacks(f"futures-{name}")
+
+    def call_back(self, execution: Execution, callback: Callable[[Execution], object]) -> None:
+        """See ``Execution.add_done_callback``."""
+        self._call_on(self._callbacks, execution, Once(execution, callback, collects=True))
+
+    def settle_future(self, execution: Execution, settle: Callable[[Execution], object]) -> None:
+        """Call ``settle(execution)`` once it has settled."""
+        self._call_on(self._futures, execution, Once(execution, settle, collects=False))
+
+    def _call_on(self, callbacks: Callbacks, execution: Execution, once: Once) -> None:
+        callbacks.start()
+        if not execution.tell(lambda: callbacks.call(once)):
+            callbacks.call_now(once)
+
+    def end(self) -> None:
+        """Call what is due, and no more."""
+        self._callbacks.end()
+        self._futures.end()
+
+    def join(self, deadline: Deadline) -> None:
+        """Wait until all has been called, up to the deadline, unless it is one of them that asks."""
+        self._callbacks.join(deadline.remaining_s())
+        self._futures.join(deadline.remaining_s())

@@ -51,7 +51,7 @@ class Pump:
         try:
             self.start()
         except RuntimeError:
-            _logger.exception("graph %r: what a host took along is not sent again", self._name)
+            _logger.exception("graph %r: nothing is sent or read for those who do not wait in a thread", self._name)
             return False
         return True
 

@@ -19,7 +19,7 @@ from ray.exceptions import RayChannelError
 
 from cgexec.changed import Changed
 from cgexec.deadline import Deadline
-from cgexec.engine.protocol import Engine, EngineBrokenError
+from cgexec.engine.protocol import AtOnce, Engine, EngineBrokenError
 from cgexec.errors import CgexecError
 from cgexec.execution import Execution
 from cgexec.interruption import is_interruption
@@ -78,6 +78,11 @@ class Reader:
         self._fail_fast = fail_fast
         self._settle = settle
         self._on_break = on_break
+        self._when_read: Callable[[], None] = lambda: None
+
+    def tell_when_read(self, when_read: Callable[[], None]) -> None:
+        """Call ``when_read()``, which neither blocks nor raises, whenever somebody has read, with the lock held."""
+        self._when_read = when_read
 
     def until(self, settled: Callable[[], bool], deadline: Deadline) -> bool:
         """Read, or wait for who does, until ``settled()`` or the deadline; a deadline that has passed looks once."""
@@ -90,20 +95,26 @@ class Reader:
 
     def look(self, settled: Callable[[], bool]) -> bool:
         """Take what has arrived, without waiting, for as long as each look completes an execution."""
-        while not settled() and self._may_read():
-            head = self.in_flight[0]
-            self._read(0.0)
-            if not head.complete:
-                break
+        while not settled() and self._may_read() and self._complete_head():
+            pass
         return settled()
 
     def take_arrived(self, engine: Engine) -> None:
         """Take what arrived before the generation broke: it is an answer, whatever became of its host."""
         while self.in_flight and self.engine is engine and self.reading is not engine and not engine.condemned:
-            head = self.in_flight[0]
-            self._read(0.0)
-            if not head.complete:
+            if not self._complete_head():
                 break
+
+    def take_at_once(self, engine: Engine, at_once: AtOnce) -> None:
+        """Take what has arrived and takes no time, as ``look`` does. For an event loop's thread."""
+        while self.engine is engine and self._may_read() and self._complete_head(at_once):
+            pass
+
+    def _complete_head(self, at_once: AtOnce | None = None) -> bool:
+        """Take what has arrived of the oldest execution; return whether that was all that it lacked."""
+        head = self.in_flight[0]
+        self._read(0.0, at_once)
+        return head.complete
 
     def read_or_wait(self, at_most_s: float) -> None:
         """Read the oldest execution for a while, or wait for a change if it is not for this thread to read.
@@ -122,7 +133,7 @@ class Reader:
         usable = self.engine is not None and not self.engine.broken and self.reading is not self.engine
         return usable and bool(self.in_flight)
 
-    def _read(self, timeout_s: float) -> None:
+    def _read(self, timeout_s: float, at_once: AtOnce | None = None) -> None:
         """Read outputs of the oldest execution, without the lock, and settle it if that is enough."""
         engine, head = self.engine, self.in_flight[0]
         if engine is None:
@@ -133,7 +144,10 @@ class Reader:
         broke_by: Exception | None = None
         try:
             if not head.has_all():  # else who read the last of them was interrupted twice
-                self._changed.outside(engine.collect, head.received, timeout_s)
+                if at_once is None:
+                    self._changed.outside(engine.collect, head.received, timeout_s)
+                else:
+                    self._changed.outside(at_once.collect_at_once, head.received)
         except EngineBrokenError as error:
             broke_by = error.reason
         except BaseException as error:  # noqa: BLE001 - condemn() raises an interruption again
@@ -155,6 +169,7 @@ class Reader:
         if engine is self.engine and self.in_flight and self.in_flight[0] is head:  # not lost meanwhile
             self._advance(head)
         self._changed.notify_all()
+        self._when_read()
 
     def _advance(self, head: Execution) -> None:
         """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from bisect import bisect_left, insort
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ray.exceptions import RayChannelTimeoutError
@@ -36,6 +37,9 @@ from cgexec.texts import told
 
 _FOR_EVER = Deadline.after(-1)
 _FOR_ITS_TURN_S = 0.1  # beyond its deadline, for one that has a slot as soon as those before it have been written
+
+
+Signal = Callable[[], None]
 
 
 class Keeper(Protocol):
@@ -110,9 +114,34 @@ class Sender:
                 else:
                     self._reader.read_or_wait(left_s)
         except BaseException as error:
-            execution.collected = True  # who submitted it is told, and has no handle
-            self._settle_unsent(execution, Verdict.ERROR, error)
+            self._interrupted(execution, error)
             raise
+
+    def can_send_now(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether none is in line, and the engine can send such inputs without waiting or taking long."""
+        at_once = None if self.line or self._reader.engine is None else self._reader.engine.at_once
+        return at_once is not None and at_once.can_send_at_once(args, kwargs)
+
+    def send_now(
+        self, execution: Execution, deadline: Deadline, when_sent: Signal | None, start: Callable[[], None]
+    ) -> None:
+        """Send an execution that ``can_send_now``, if there is a slot for it.
+
+        If the generation breaks before anything is sent, it is left in line, for the pump, which ``start()`` starts.
+        """
+        try:
+            self.join(execution)
+            while execution.is_in_line() and execution.submit_by is None:  # else it is for the pump to send again
+                if not self._advance(execution, _FOR_EVER):
+                    start()
+                    execution.submit_by, execution.when_sent = deadline, when_sent
+        except BaseException as error:
+            self._interrupted(execution, error)
+            raise
+
+    def _interrupted(self, execution: Execution, error: BaseException) -> None:
+        execution.collected = True  # who submitted it is told, and has no handle
+        self._settle_unsent(execution, Verdict.ERROR, error)
 
     def first_unattended(self) -> Execution | None:
         """Return the execution whose turn it is, if no thread waits with it."""

@@ -18,6 +18,7 @@ Private names used here, on an object of ``ray.dag.CompiledDAG``:
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,7 @@ from cgexec.engine.driver_ends import (
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
 from cgexec.engine.over_ray import EngineOverRay
+from cgexec.engine.payload import is_short
 from cgexec.engine.preparation import (
     ActorReport,
     await_loops,
@@ -55,6 +57,7 @@ from cgexec.engine.preparation import (
     release,
 )
 from cgexec.engine.protocol import (
+    AtOnce,
     Break,
     Engine,
     EngineBrokenError,
@@ -223,7 +226,7 @@ class CompiledEngine(EngineOverRay):
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Read the output channels whose places are empty."""
-        waiting = [end for end in self._outputs if outputs[end.places[0]] is None]
+        waiting = self._waiting_for(outputs)
         left_s, ends_at = timeout_s, time.monotonic() + timeout_s
         failed = False
         while waiting:
@@ -234,15 +237,7 @@ class CompiledEngine(EngineOverRay):
             else:
                 found, error = read_in_turn(waiting, Deadline.after(left_s), self._read_slice_s)
             looked_further = failed
-            for end, arrived in found:
-                port = self.spec.outputs[end.places[0]]
-                if arrived.execution not in (self._num_collected, ANY_EXECUTION):
-                    raise self._misplaced(arrived, port)
-                output = output_of(arrived, port, self._apart)
-                for place in end.places:
-                    outputs[place] = output
-                waiting.remove(end)
-                failed = failed or type(output) is OutputError
+            failed |= self._fill(outputs, waiting, found)
             if error is not None:
                 if looked_further:
                     return  # the failure is an answer, and whoever asks again meets the error again
@@ -254,6 +249,62 @@ class CompiledEngine(EngineOverRay):
                 if not found and (self.broken or left_s == 0):
                     return
         self._num_collected += 1
+
+    def _fill(
+        self, outputs: list[Output | None], waiting: list[OutputEnd], found: Sequence[tuple[OutputEnd, Arrived]]
+    ) -> bool:
+        """Fill in what was found, which is not waited for any more; return whether any of it is an error."""
+        failed = False
+        for end, arrived in found:
+            port = self.spec.outputs[end.places[0]]
+            if arrived.execution not in (self._num_collected, ANY_EXECUTION):
+                raise self._misplaced(arrived, port)
+            output = output_of(arrived, port, self._apart)
+            for place in end.places:
+                outputs[place] = output
+            waiting.remove(end)
+            failed = failed or type(output) is OutputError
+        return failed
+
+    # -- what takes no thread: see ``protocol.AtOnce`` ---------------------------------------------------------------
+
+    @property
+    def at_once(self) -> AtOnce | None:
+        """See ``protocol.Engine``: where everything goes over wires."""
+        return None if self._over_wires is None or self._may_wait_to_send else self
+
+    def can_send_at_once(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether the inputs are short and plain, and go out at once."""
+        if not all(map(is_short, args)) or (kwargs and not all(map(is_short, kwargs.values()))):
+            return False
+        return not any(cast("SocketInput", end).has_backlog() for end in self._inputs)
+
+    def readiness(self) -> select.epoll:
+        """Return an epoll of the outputs' wires."""
+        return self._wires().readiness()
+
+    def has_arrived(self) -> bool:
+        """Return whether a frame was received ahead of its turn, or by somebody who has gone."""
+        return self._wires().has_arrived()
+
+    def collect_at_once(self, outputs: list[Output | None]) -> None:
+        """Read the wires whose places are empty, each once."""
+        waiting = self._waiting_for(outputs)
+        self._fill(outputs, waiting, self._wires().read_at_once(waiting))
+        if not waiting:
+            self._num_collected += 1
+
+    def takes_a_thread(self, outputs: Sequence[Output | None]) -> bool:
+        """Return whether a wire has something long, of somebody's classes, failed, or ended."""
+        return self._wires().takes_a_thread(self._waiting_for(outputs))
+
+    def _wires(self) -> WireOutputs:
+        if (wires := self._over_wires) is None:
+            raise EngineBrokenError(RayChannelError("Channel closed."))
+        return wires
+
+    def _waiting_for(self, outputs: Sequence[Output | None]) -> list[OutputEnd]:
+        return [end for end in self._outputs if outputs[end.places[0]] is None]
 
     def _misplaced(self, arrived: Arrived, port: OutputPort) -> EngineBrokenError:
         """Give up a generation that answers with what belongs to another execution than the one that is due."""

@@ -10,7 +10,7 @@ import math
 import select
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 from ray.exceptions import RayChannelError, RayChannelTimeoutError, RayTaskError
@@ -18,12 +18,11 @@ from ray.exceptions import RayChannelError, RayChannelTimeoutError, RayTaskError
 from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.detach import detached
-from cgexec.engine.edges import Outlet
 from cgexec.engine.failures import encode_failures, from_ray
 from cgexec.engine.frames import Encoded, Frame
 from cgexec.engine.hub import Hub
 from cgexec.engine.ray_edges import RayEdge
-from cgexec.engine.socket_edges import SocketEdge
+from cgexec.engine.socket_edges import SocketEdge, SocketOutlet
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Arrived, Taken
 from cgexec.engine.wire import Wire, WireClosedError
@@ -69,12 +68,16 @@ class SocketInput:
 
     encode = staticmethod(payload.encode)
 
-    def __init__(self, key: int | str | None, outlet: Outlet) -> None:
+    def __init__(self, key: int | str | None, outlet: SocketOutlet) -> None:
         self.key = key
         self._outlet = outlet
 
     def write(self, encoded: Encoded, execution: int, deadline: Deadline, *, first: bool) -> None:  # noqa: ARG002
         self._outlet.put(encoded, None, execution)
+
+    def has_backlog(self) -> bool:
+        """Return whether what was written before has not all been sent: another thread may be sending it."""
+        return any(wire.has_backlog for wire in self._outlet.wires)
 
 
 class SocketOutput:
@@ -96,12 +99,16 @@ class SocketOutput:
                 raise RayChannelError("Channel closed: the output was never connected")
         return self._wire
 
-    def receive(self) -> None:
-        """Take what the wire has received; does not wait."""
+    def receive(self, *, once: bool = False) -> None:
+        """Take what the wire has received; does not wait. ``once``: see ``Wire.receive``."""
         try:
-            (self._wire or self.wire).receive_into(self.arrived)
+            (self._wire or self.wire).receive_into(self.arrived, once=once)
         except WireClosedError as closed:
             self.ended = RayChannelError(f"Channel closed: {closed}")
+
+    def is_amid(self) -> bool:
+        """Return whether what comes behind what has arrived may be long, or is the end."""
+        return self.ended is not None or self.wire.amid
 
     def read(self, timeout_s: float) -> Frame:
         deadline = Deadline.after(timeout_s)
@@ -122,6 +129,7 @@ class WireOutputs:
     """
 
     def __init__(self, outputs: Sequence[SocketOutput], alarm: int | None, spin: Spin) -> None:
+        self._outputs = outputs
         self._by_descriptor = {output.wire.fileno(): output for output in outputs if output.ended is None}
         self._poller = select.poll()
         for descriptor in self._by_descriptor:
@@ -133,7 +141,7 @@ class WireOutputs:
         last = select.poll()
         for descriptor in (outputs[-1].wire.fileno(), *([] if alarm is None else [alarm])):
             last.register(descriptor, select.POLLIN)
-        self._num_outputs, self._poll_last = len(outputs), last.poll
+        self._poll_last = last.poll
 
     def read(
         self, waiting: Sequence[Any], timeout_s: float, *, soon: bool = False
@@ -149,16 +157,55 @@ class WireOutputs:
         if _end_among(waiting) is not None:
             timeout_s = 0.0  # what has come from the others is taken still
         timeout_ms = math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)
-        if timeout_ms > 0 and len(waiting) == self._num_outputs > 1 and self._poll_last(_FOR_THE_LAST_MS):
+        if timeout_ms > 0 and len(waiting) == len(self._outputs) > 1 and self._poll_last(_FOR_THE_LAST_MS):
             timeout_ms = 0
         for descriptor, _ in self._spin.poll(self._poller, timeout_ms) if soon else self._poller.poll(timeout_ms):
             ready = self._by_descriptor.get(descriptor)
             if ready is not None:  # else it is the alarm
-                ready.receive()
-                if ready.ended is not None:
-                    self._poller.unregister(descriptor)
+                self._receive(descriptor, ready)
         found = _taken_from(waiting)
         return found, None if found else _end_among(waiting)
+
+    def _receive(self, descriptor: int, output: SocketOutput, *, once: bool = False) -> None:
+        output.receive(once=once)
+        if output.ended is not None:
+            self._poller.unregister(descriptor)
+
+    def read_at_once(self, waiting: Sequence[Any]) -> list[tuple[Any, Frame]]:
+        """Return what has arrived for each of ``waiting`` and ``loads_at_once``; in no time to speak of."""
+        ready = self._by_descriptor.items() if len(self._outputs) == 1 else self._ready()
+        for descriptor, output in ready:
+            if not output.is_amid():
+                self._receive(descriptor, output, once=True)
+        return [
+            (each, each.arrived.popleft())
+            for each in waiting
+            if each.arrived and payload.loads_at_once(each.arrived[0])
+        ]
+
+    def takes_a_thread(self, waiting: Sequence[Any]) -> bool:
+        """Return whether more is to be had from ``waiting`` than ``read_at_once`` takes, or is in its way.
+
+        What is in the way of any output counts: its wire can be read for as long as nobody does.
+        """
+        return any(output.is_amid() for output in self._outputs) or any(
+            each.arrived and not payload.loads_at_once(each.arrived[0]) for each in waiting
+        )
+
+    def _ready(self) -> list[tuple[int, SocketOutput]]:
+        polled = [descriptor for descriptor, _ in self._poller.poll(0)]
+        return [(each, self._by_descriptor[each]) for each in polled if each in self._by_descriptor]
+
+    def has_arrived(self) -> bool:
+        """Return whether anything has been received that was not asked for yet, of whichever execution."""
+        return any(output.arrived for output in self._outputs)
+
+    def readiness(self) -> select.epoll:
+        """Return a new descriptor that can be read while something has come that was not received, or an end."""
+        found = select.epoll()
+        for descriptor in self._by_descriptor:
+            found.register(descriptor, select.EPOLLIN)
+        return found
 
 
 def _taken_from(outputs: Sequence[SocketOutput]) -> list[tuple[Any, Frame]]:
@@ -268,7 +315,7 @@ def read_in_turn(
 def input_end(key: int | str | None, channel: Any, hub: Hub, buffer_size_bytes: int) -> InputEnd:
     """Return the driver's end of a channel that it writes, open. Raises RayChannelError if no reader is there."""
     if isinstance(channel, SocketEdge):
-        return SocketInput(key, channel.open_writer(hub))
+        return SocketInput(key, cast("SocketOutlet", channel.open_writer(hub)))
     if isinstance(channel, RayEdge):
         channel.open_writer(hub)
         return RayInput(key, channel, buffer_size_bytes)

@@ -40,14 +40,15 @@ class FrameError(Exception):
 class Kind(IntEnum):
     """What a frame carries."""
 
-    VALUE = 1  # a pickled value
+    VALUE = 1  # a pickled value, which may take anybody's code to load
     BYTES = 2  # a ``bytes`` object as it is
     ERROR = 3  # why there is no value (``failures``)
     FORGET = 4  # nothing: the segment it names is not used any more
+    PLAIN = 5  # a pickled value that runs no code of anybody's as it is loaded
 
 
 _KINDS = {int(kind): kind for kind in Kind}
-_WITH_PAYLOAD = {int(kind): kind for kind in (Kind.VALUE, Kind.BYTES, Kind.ERROR)}
+_WITH_PAYLOAD = {int(kind): kind for kind in (Kind.VALUE, Kind.BYTES, Kind.ERROR, Kind.PLAIN)}
 
 
 # Frames and what is in them are tuples, and made by ``made``: their class's own way runs a function of Python's.

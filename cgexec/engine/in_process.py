@@ -24,6 +24,7 @@ from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.local_actor import Job, LocalProcess, process_of, world
 from cgexec.engine.plan import FromInput, FromStep, Plan, PlannedStep, Source, plan_of, remote_parts
 from cgexec.engine.protocol import (
+    AtOnce,
     Break,
     Engine,
     EngineBrokenError,
@@ -93,6 +94,7 @@ class InProcessEngine:
         self.spec = bound.spec
         self.capacity = recipe.settings.max_inflight.value
         self.broken = self.condemned = self.session_over = False
+        self.at_once: AtOnce | None = None
         self.generation = generation
         self._processes = {member.info.host_id: process_of(member.actor) for member in members}
         self.incarnations = {host_id: process.incarnation for host_id, process in self._processes.items()}

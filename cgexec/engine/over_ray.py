@@ -17,7 +17,7 @@ from cgexec.engine.departure import Departure
 from cgexec.engine.edges import actor_name
 from cgexec.engine.hub import Hub
 from cgexec.engine.preparation import ActorReport, probe, release
-from cgexec.engine.protocol import Engine, HostReport, Member, Pulse, SessionOverError
+from cgexec.engine.protocol import AtOnce, Engine, HostReport, Member, Pulse, SessionOverError
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.session import Session
 
@@ -72,6 +72,11 @@ class EngineOverRay(ABC):
         self._changed = Changed()
         self._departure = Departure(self._changed)
         session.told_to(self)
+
+    @property
+    def at_once(self) -> AtOnce | None:
+        """Nothing, unless a subclass says otherwise."""
+        return None
 
     @property
     def session_over(self) -> bool:

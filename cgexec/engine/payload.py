@@ -18,9 +18,10 @@ from ray import cloudpickle
 from cgexec.engine.frames import MOST_BUFFERS, Encoded, Frame, Kind, made
 
 # Looked up on an enum, a member takes several times as long.
-_VALUE, _BYTES = Kind.VALUE, Kind.BYTES
+_VALUE, _BYTES, _PLAIN_VALUE = Kind.VALUE, Kind.BYTES, Kind.PLAIN
 
 LARGE_BYTES = 1 << 17  # from here on a buffer goes through shared memory where it can
+SHORT_BYTES = 1 << 14  # up to here a plain value is serialised, sent, received and loaded in no time to speak of
 
 # Types that run no code of anybody's as they are serialised: pickle does with them as cloudpickle, ten times as fast.
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -33,7 +34,7 @@ def encode(value: Any) -> Encoded:
 
     Raises whatever the value's own ``__reduce__`` raises, and TypeError or PicklingError for what has none.
     """
-    return encode_plain(value) or (value if type(value) is Encoded else _encoded(value, cloudpickle.dumps))
+    return encode_plain(value) or (value if type(value) is Encoded else _encoded(value, _VALUE, cloudpickle.dumps))
 
 
 def encode_plain(value: Any) -> Encoded | None:
@@ -44,16 +45,16 @@ def encode_plain(value: Any) -> Encoded | None:
             return made(Encoded, (_BYTES, value, ()))
         return Encoded(_BYTES, b"", (memoryview(value),))
     if kind in _SCALARS:
-        return made(Encoded, (_VALUE, dumps(value, 5), ()))
-    return _encoded(value, dumps) if _is_plain(value) else None
+        return made(Encoded, (_PLAIN_VALUE, dumps(value, 5), ()))
+    return _encoded(value, _PLAIN_VALUE, dumps) if _is_plain(value) else None
 
 
-def _encoded(value: Any, serialise: Callable[..., bytes]) -> Encoded:
+def _encoded(value: Any, kind: Kind, serialise: Callable[..., bytes]) -> Encoded:
     buffers: list[PickleBuffer] = []
     payload = serialise(value, protocol=5, buffer_callback=buffers.append)
     if len(buffers) > MOST_BUFFERS:
         return Encoded(_VALUE, cloudpickle.dumps(value, protocol=5))
-    return made(Encoded, (_VALUE, payload, [buffer.raw() for buffer in buffers] if buffers else ()))
+    return made(Encoded, (kind, payload, [buffer.raw() for buffer in buffers] if buffers else ()))
 
 
 def _is_plain(value: Any) -> bool:
@@ -77,13 +78,39 @@ def _is_numbers(value: Any) -> bool:
     return np.ndarray not in cloudpickle.CloudPickler.dispatch
 
 
+def is_short(value: Any) -> bool:
+    """Return whether a value is serialised, and sent, in no time to speak of, and by nobody's code."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return _num_bytes(value) <= SHORT_BYTES
+    if (kind is not dict and kind is not list and kind is not tuple) or len(value) > _MOST_PLAIN:
+        return False
+    parts = [*value, *value.values()] if kind is dict else value
+    return _PLAIN.issuperset(map(type, parts)) and sum(map(_num_bytes, parts)) <= SHORT_BYTES
+
+
+def _num_bytes(value: Any) -> int:
+    """Return about how long a bytes object or a scalar is."""
+    kind = type(value)
+    if kind is bytes or kind is str:
+        return len(value)
+    return value.bit_length() // 8 if kind is int else 8
+
+
+def loads_at_once(frame: Frame) -> bool:
+    """Return whether the value of a frame is loaded in no time to speak of, and by nobody's code."""
+    return (
+        (frame.kind is _PLAIN_VALUE or frame.kind is _BYTES) and not frame.buffers and len(frame.payload) <= SHORT_BYTES
+    )
+
+
 def kept(encoded: Encoded) -> Encoded:
     """Return ``encoded`` with buffers of its own: it stays what it is, whatever becomes of the value."""
     return Encoded(encoded.kind, encoded.payload, [memoryview(bytes(buffer)) for buffer in encoded.buffers])
 
 
 def decode(frame: Frame | Encoded) -> Any:
-    """Return the value of a frame of kind VALUE or BYTES. Raises whatever loading it raises."""
+    """Return the value of a frame of kind VALUE, PLAIN or BYTES. Raises whatever loading it raises."""
     payload, buffers = frame.payload, frame.buffers
     if frame.kind is _BYTES:
         return bytes(buffers[0] if buffers else payload)

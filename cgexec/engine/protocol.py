@@ -6,6 +6,7 @@ why; it can be torn down within a bound. It knows nothing of statuses, retries o
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,34 @@ class SendTimeoutError(Exception):
     """There was no room for an execution in time; nothing of it was sent."""
 
 
+class AtOnce(Protocol):
+    """What of an engine may be done on an event loop's thread: nothing here waits, takes long, or runs anybody's code.
+
+    As in ``Engine``, one at a time sends, and one collects.
+    """
+
+    def can_send_at_once(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether ``encode`` and ``send`` take no time to speak of for these inputs."""
+
+    def readiness(self) -> select.epoll:
+        """Return a descriptor that can be read while there is something to collect that has not ``has_arrived``.
+
+        It is the caller's to close. Raises OSError where the system has none left.
+        """
+
+    def has_arrived(self) -> bool:
+        """Return whether outputs have been received that were not collected yet, of whichever execution.
+
+        Raises EngineBrokenError: the generation has ended; as ``readiness``, and ``collect_at_once``.
+        """
+
+    def collect_at_once(self, outputs: list[Output | None]) -> None:
+        """Do as ``collect`` with a timeout of 0; but leave what ``takes_a_thread``."""
+
+    def takes_a_thread(self, outputs: Sequence[Output | None]) -> bool:
+        """Return whether what comes next in an empty place of ``outputs`` is to be collected by ``collect``."""
+
+
 class Engine(Protocol):
     """One built graph. ``send`` and ``collect`` are each called by one thread at a time, but side by side.
 
@@ -171,6 +200,7 @@ class Engine(Protocol):
             caller, too.
         incarnations: for each host, what tells its process from the one that Ray may start in its place.
         node_ids: for each host, the node it is on.
+        at_once: what may be done without a thread; None where nothing may.
     """
 
     spec: GraphSpec
@@ -179,6 +209,10 @@ class Engine(Protocol):
     condemned: bool
     incarnations: dict[int, str]
     node_ids: dict[int, str]
+
+    @property
+    def at_once(self) -> AtOnce | None:
+        """See the class."""
 
     @property
     def session_over(self) -> bool:

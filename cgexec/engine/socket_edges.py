@@ -57,7 +57,7 @@ class SocketOutlet:
     def __init__(self, hub: Hub, wires: Sequence[Wire], queue: Queue | None) -> None:
         self._hub = hub
         self._generation = hub.key.generation
-        self._wires = wires
+        self.wires = wires
         self._queue = queue
         self.has_local = queue is not None
         self._any_near = any(wire.passes_descriptors for wire in wires)
@@ -71,10 +71,10 @@ class SocketOutlet:
             segment = self._share(encoded) if encoded.buffers and self._any_near else None
             if segment is None:
                 pieces = pack(encoded, self._generation, execution)
-                for wire in self._wires:
+                for wire in self.wires:
                     wire.send_packed(pieces)
                 return
-            for wire in self._wires:
+            for wire in self.wires:
                 wire.send(encoded, execution, segment if wire.passes_descriptors else None)
         except WireClosedError as error:
             raise RayChannelError(f"Channel closed: {error}") from error

@@ -6,7 +6,8 @@ execution in flight, one host at a time is at work: with a second core to itself
 before it sleeps, and lets whoever wants that core go first. (Measured on 2 cores: chain of 4, 179 us where it took 219;
 1 actor, 44 where it took 63. Hosts that look as well make it longer, and so does it in a graph with branches: each then
 keeps others from working.) Where a spin was for nothing, since methods take their time, the next waits sleep at once:
-two of them, four after the next such spin, and so on. So an idle graph sleeps, and so does one that is not quick.
+two of them, four after the next such spin, and so on (``Trials``). So an idle graph sleeps, and so does one that is not
+quick.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import os
 import select
 import time
 
+from cgexec.trials import Trials
+
 SPIN_S = 500e-6
-MOST_SKIPPED = 1024
 
 
 def cores() -> int:
@@ -29,21 +31,17 @@ class Spin:
 
     def __init__(self, may_pay: bool) -> None:
         self.may_pay = may_pay
-        self._to_skip = 0
-        self._skips = 1
+        self._trials = Trials()
 
     def poll(self, poller: select.poll, timeout_ms: int) -> list[tuple[int, int]]:
         """Return what ``poller.poll(timeout_ms)`` returns, as soon as there is something."""
-        if not self.may_pay or timeout_ms == 0:
-            return poller.poll(timeout_ms)
-        if self._to_skip > 0:
-            self._to_skip -= 1
+        if not self.may_pay or timeout_ms == 0 or not self._trials.due():
             return poller.poll(timeout_ms)
         look_until = time.monotonic() + SPIN_S
         while time.monotonic() < look_until:
             if ready := poller.poll(0):
-                self._skips = 1
+                self._trials.paid()
                 return ready
             os.sched_yield()
-        self._to_skip = self._skips = min(2 * self._skips, MOST_SKIPPED)
+        self._trials.in_vain()
         return poller.poll(timeout_ms)

@@ -107,6 +107,11 @@ class Wire:
         for unsent in self._unsent:
             unsent.close()
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether some of what was written is yet to be sent."""
+        return bool(self._unsent)
+
     def shut(self) -> None:
         """End the connection; idempotent. Wakes whoever waits on it, here and at the other end."""
         self._shut = True
@@ -207,8 +212,10 @@ class Wire:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def receive(self, *, block: bool) -> Frame | None:
+    def receive(self, *, block: bool, once: bool = False) -> Frame | None:
         """Return the next frame; None if it has not arrived whole and ``block`` is False.
+
+        ``once``: receives no more than once, and so takes no time to speak of, unless the wire is ``amid`` a frame.
 
         Raises:
             WireClosedError: the connection has ended, and every whole frame that came before has been returned.
@@ -232,16 +239,21 @@ class Wire:
             if not data:
                 raise WireClosedError("the other end has gone")
             self._data = data
-        return self._received(flags)
+        return self._received(None if once else flags)
 
-    def receive_into(self, arrived: deque[Frame]) -> None:
+    def receive_into(self, arrived: deque[Frame], *, once: bool = False) -> None:
         """Append every frame that has arrived whole; does not wait. Raises as ``receive``, when those are appended."""
-        frame = self.receive(block=False)
+        frame = self.receive(block=False, once=once)
         while frame is not None:
             arrived.append(frame)
             if not self._data and self._header is None and not self._no_frame:  # as a rule
                 return
             frame = self._received(None)
+
+    @property
+    def amid(self) -> bool:
+        """Whether something has been received that is not a whole frame, and may be part of a long one."""
+        return bool(self._data) or self._header is not None or bool(self._no_frame)
 
     def _none(self, error: Exception) -> WireClosedError:
         """End the wire: what has been received is no frame, and nothing behind it can be believed."""

@@ -39,6 +39,7 @@ class Script:
 
     spec = GraphSpec(InputSpec(1, frozenset()), (OutputPort(0, "step"), OutputPort(1, "step")), returns_list=True)
     capacity = 2
+    at_once: Any = None
 
     def __init__(self, *, send: Sequence[object] = (), collect: Sequence[object] = ()) -> None:
         self.broken = False

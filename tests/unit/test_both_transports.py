@@ -15,6 +15,7 @@ RAY_CANNOT = {
 }
 # What is of one transport alone, of raw Ray, or is run on each in another way.
 OF_ITS_OWN = {
+    "test_what_is_short_and_plain_takes_no_thread_but_the_loops": "only wires can be heard of without one",
     "test_a_method_may_write_over_what_it_returned": "the pool of the socket transport, and what goes beyond it",
     "test_what_is_looked_for_can_be_seen": "only Ray's channels leave shared memory behind",
     "test_strangers_are_dropped_and_harm_no_execution": "what listens is the same with both",

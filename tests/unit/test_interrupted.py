@@ -1,30 +1,23 @@
 """Ctrl-C at every single step of a call: what was in flight is answered, and the graph goes on or can be closed.
 
-Python delivers it on the main thread as a function of Python's begins, and as one of C returns. A profiler is called at
-just those places, and what it raises comes out there; so each of them is tried, one run after the other.
+Every step is tried, one run after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from conftest import eventually
+from interruptions import interrupted_at
 
-import cgexec
 from cgexec import GraphClosedError, GraphConfig, GraphExecutor, JobStatus, JobSucceeded, chain
 from cgexec.engine.local_actor import world
 from cgexec.testing import LocalActor
 
-PACKAGE = str(Path(cgexec.__file__).parent)
 CONFIG = GraphConfig(engine="in_process", get_timeout_s=5, submit_timeout_s=5, teardown_timeout_s=1)
-FINALISERS = {"_run_each", "__del__"}  # of a generator, and of a handle: what is raised there, Python only prints
 
 
 class Passing:
@@ -33,42 +26,6 @@ class Passing:
     def work(self, value: int) -> int:
         """Return it."""
         return value
-
-
-def is_ours(frame: Any) -> bool:
-    return bool(frame.f_code.co_filename.startswith(PACKAGE))
-
-
-def is_in_a_finaliser(frame: Any) -> bool:
-    while frame is not None and is_ours(frame):
-        if frame.f_code.co_name in FINALISERS:
-            return True
-        frame = frame.f_back
-    return False
-
-
-@contextmanager
-def interrupted_at(place: int, seen: list[str]) -> Iterator[None]:
-    """Have KeyboardInterrupt raised at the ``place``-th step in code of cgexec; ``seen``: the function it was in."""
-    steps = 0
-
-    def step(frame: Any, event: str, _what: Any) -> None:
-        nonlocal steps
-        if event in ("call", "c_return") and is_ours(frame) and not is_in_a_finaliser(frame):
-            steps += 1
-            if steps == place:
-                sys.setprofile(None)
-                seen.append(frame.f_code.co_name)
-                raise KeyboardInterrupt
-
-    before = sys.getprofile()
-    gc.disable()  # which runs finalisers wherever it likes, those of graphs among them
-    sys.setprofile(step)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
-        gc.enable()
 
 
 CALLS: dict[str, Callable[[GraphExecutor, Any], object]] = {

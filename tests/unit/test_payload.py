@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ray import cloudpickle
 from cgexec.engine import frames
 from cgexec.engine import payload as payload_module
 from cgexec.engine.frames import HEADER, Encoded, Frame, Kind, join, offsets, pack, unpack, unpack_header, unpack_region
-from cgexec.engine.payload import LARGE_BYTES, decode, encode
+from cgexec.engine.payload import LARGE_BYTES, SHORT_BYTES, decode, encode, is_short, loads_at_once
 
 Array = np.ndarray[Any, Any]
 
@@ -109,6 +110,36 @@ def test_bytes_travel_as_they_are() -> None:
     small, large = encode(b"x" * (LARGE_BYTES - 1)), encode(b"x" * LARGE_BYTES)
     assert (small.kind, len(small.payload), len(small.buffers)) == (Kind.BYTES, LARGE_BYTES - 1, 0)
     assert (large.kind, large.payload, [buffer.nbytes for buffer in large.buffers]) == (Kind.BYTES, b"", [LARGE_BYTES])
+
+
+class Number(int):
+    """A number of one's own."""
+
+
+PLAIN = [1, 2.5, True, None, "text", [1, "a"], (b"x", None), {"a": 1, 2: "b"}, [], {}]
+NOT_PLAIN: list[Any] = [Number(1), {"a": Number(1)}, {Number(1): "a"}, [[1]], {"a": {}}, {1}, object, Fraction(1, 3)]
+
+
+def test_what_runs_nobodys_code_as_it_is_loaded_says_so() -> None:
+    assert {encode(value).kind for value in [*PLAIN, np.arange(3), {"a": np.arange(3)}]} == {Kind.PLAIN}
+    assert {encode(value).kind for value in NOT_PLAIN} == {Kind.VALUE}
+
+
+def frame_of(value: Any) -> Frame:
+    encoded = encode(value)
+    return Frame(encoded.kind, 1, 2, encoded.payload, encoded.buffers)
+
+
+def test_what_takes_no_time_is_short_and_plain() -> None:
+    long = ["x" * (SHORT_BYTES + 1), b"x" * (SHORT_BYTES + 1), 1 << 8 * (SHORT_BYTES + 1), ["x" * 1000] * 20]
+    for value in [*PLAIN, "x" * SHORT_BYTES, b"x" * SHORT_BYTES, [1] * 64]:
+        assert is_short(value)
+    for value in [*PLAIN, "x" * (SHORT_BYTES - 50), b"x" * SHORT_BYTES]:
+        assert loads_at_once(frame_of(value))
+    for value in [*NOT_PLAIN, *long, [1] * 65, {"a": ["x"]}, np.arange(3)]:
+        assert not is_short(value)
+    for value in [*NOT_PLAIN, *long[:3], ["x" * 1000 + str(number) for number in range(20)], np.arange(3)]:
+        assert not loads_at_once(frame_of(value))
 
 
 def test_a_subclass_of_bytes_is_not_taken_for_bytes() -> None:
@@ -263,7 +294,7 @@ def test_a_value_of_more_buffers_than_a_frame_holds_is_pickled_in_band(
     monkeypatch.setattr(frames, "MOST_BUFFERS", 8)
     arrays = [np.arange(index, index + 5.0) for index in range(8 + num_more)]
     encoded = encode(arrays)
-    assert (encoded.kind, len(encoded.buffers)) == (Kind.VALUE, 0 if num_more else 8)
+    assert (encoded.kind, len(encoded.buffers)) == ((Kind.VALUE, 0) if num_more else (Kind.PLAIN, 8))
     if not num_more or travel is in_one_piece:  # without buffers there is no segment to go through
         found = decode(travel(encoded))
         assert [each.tolist() for each in found] == [each.tolist() for each in arrays]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cgexec.engine import spinning
-from cgexec.engine.spinning import MOST_SKIPPED, SPIN_S, Spin
+from cgexec.engine.spinning import SPIN_S, Spin
+from cgexec.trials import MOST_SKIPPED
 
 READY = [(7, 1)]
 

@@ -44,6 +44,22 @@ def test_frames_arrive_in_order_with_their_tags(ends: Ends) -> None:
         assert (frame.execution, frame.generation, decode(frame)) == (number, GENERATION, {"number": number})
 
 
+def test_what_is_received_at_once_is_no_more_than_is_received_in_one_go(ends: Ends) -> None:
+    arrived: deque[Frame] = deque()
+    ends.reader.receive_into(arrived, once=True)
+    assert (list(arrived), ends.reader.amid) == ([], False)
+    for number in range(3):
+        ends.send(bytes([number]) * (1 << 15), number)
+    ends.reader.receive_into(arrived, once=True)
+    assert len(arrived) <= 1, "more than 64 kB"
+    flushing = in_a_thread(lambda: flush_all(ends.writer))
+    while len(arrived) < 3:
+        ends.reader.receive_into(arrived)
+    assert joined(flushing)
+    assert [(frame.execution, decode(frame)) for frame in arrived] == [(n, bytes([n]) * (1 << 15)) for n in range(3)]
+    assert not ends.reader.amid
+
+
 @pytest.mark.parametrize("size", [0, 1, 1 << 15, (1 << 16) - HEADER.size, (1 << 16) + 1, 3 * MEGABYTE + 5])
 @pytest.mark.parametrize("make", [bytes, lambda size: np.arange(size, dtype="u1")], ids=["bytes", "array"])
 def test_values_of_every_size_arrive_whole(ends: Ends, size: int, make: Callable[[int], Any]) -> None:

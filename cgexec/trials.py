@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-MOST_SKIPPED = 1024
+import time
+
+FIRST_PAUSE_S = 1e-3
+LONGEST_PAUSE_S = 0.1
 
 
 class Trials:
-    """Says when something is worth a trial. After one in vain two are skipped, after the next four, and so on."""
+    """Says when something is worth a trial: after one in vain not for a millisecond, after the next for two, and so on.
+
+    In time, not in turns: what disturbs, disturbs for a while, and then all is to be as before, soon, whoever calls how
+    often.
+    """
 
     def __init__(self) -> None:
-        self._to_skip = 0
-        self._skips = 1
+        self._not_before = 0.0
+        self._pause_s = FIRST_PAUSE_S
 
     def due(self) -> bool:
         """Return whether to try now."""
-        if self._to_skip == 0:
-            return True
-        self._to_skip -= 1
-        return False
+        return time.monotonic() >= self._not_before
 
     def paid(self) -> None:
         """Note that a trial was worth while."""
-        self._skips = 1
+        self._pause_s = FIRST_PAUSE_S
 
     def in_vain(self) -> None:
         """Note that a trial was not."""
-        self._to_skip = self._skips = min(2 * self._skips, MOST_SKIPPED)
+        self._not_before = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)

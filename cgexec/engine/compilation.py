@@ -56,7 +56,7 @@ def compile_graph(
     give_hints(bound.nodes, hint)
     with ExitStack() as changes:
         changes.enter_context(_loops_without_retries(bound))
-        changes.enter_context(framed_tasks(hub.key, origin_of))
+        changes.enter_context(framed_tasks(hub.key, origin_of, sum(map(bool, bound.methods.values())) == 1))
         changes.enter_context(_monitor.replaced_by(_unwatched))
         if all(isinstance(node.type_hint, SocketHint) for node in bound.nodes):
             changes.enter_context(_helper.replaced_by(_NoHelper))

@@ -228,12 +228,13 @@ class CompiledEngine(EngineOverRay):
         """Read the output channels whose places are empty."""
         waiting = self._waiting_for(outputs)
         left_s, ends_at = timeout_s, time.monotonic() + timeout_s
-        failed = False
+        failed, over_wires = False, self._over_wires
+        if over_wires is not None and timeout_s > 0 and self._num_sent == self._num_collected + 1:
+            failed = self._fill(outputs, waiting, over_wires.look_for(waiting))
         while waiting:
             found: Sequence[tuple[OutputEnd, Arrived]]
-            if (over_wires := self._over_wires) is not None:
-                alone = self._num_sent == self._num_collected + 1
-                found, error = over_wires.read(waiting, left_s, soon=alone)
+            if over_wires is not None:
+                found, error = over_wires.read(waiting, left_s)
             else:
                 found, error = read_in_turn(waiting, Deadline.after(left_s), self._read_slice_s)
             looked_further = failed

@@ -143,13 +143,19 @@ class WireOutputs:
             last.register(descriptor, select.POLLIN)
         self._poll_last = last.poll
 
-    def read(
-        self, waiting: Sequence[Any], timeout_s: float, *, soon: bool = False
-    ) -> tuple[list[tuple[Any, Frame]], RayChannelError | None]:
+    def look_for(self, waiting: Sequence[Any]) -> list[tuple[Any, Frame]]:
+        """Return what comes within a moment, where it may be worth while to look for it again and again."""
+        if not self._spin.may_pay or not waiting or waiting[0].arrived or waiting[0].ended is not None:
+            return []  # ``read`` knows
+        for descriptor, _ in self._spin.look(self._poller):
+            if (ready := self._by_descriptor.get(descriptor)) is not None:  # else it is the alarm
+                self._receive(descriptor, ready)
+        return _taken_from(waiting)
+
+    def read(self, waiting: Sequence[Any], timeout_s: float) -> tuple[list[tuple[Any, Frame]], RayChannelError | None]:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended.
 
-        ``waiting`` are some of the outputs, as they were given. ``soon``: whether it may be worth while to look again
-        and again for a moment.
+        ``waiting`` are some of the outputs, as they were given.
         """
         found = _taken_from(waiting)
         if found:
@@ -159,7 +165,7 @@ class WireOutputs:
         timeout_ms = math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)
         if timeout_ms > 0 and len(waiting) == len(self._outputs) > 1 and self._poll_last(_FOR_THE_LAST_MS):
             timeout_ms = 0
-        for descriptor, _ in self._spin.poll(self._poller, timeout_ms) if soon else self._poller.poll(timeout_ms):
+        for descriptor, _ in self._poller.poll(timeout_ms):
             ready = self._by_descriptor.get(descriptor)
             if ready is not None:  # else it is the alarm
                 self._receive(descriptor, ready)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayChannelError
@@ -16,6 +17,7 @@ from cgexec.engine.frames import Encoded, Frame, pack
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.segments import Segment
+from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Taken
 from cgexec.engine.wire import Wire, WireClosedError
 
@@ -42,6 +44,19 @@ class FromWire:
         if frame is None:
             raise RayChannelError("Channel closed: nothing came")
         return frame
+
+    def looking(self, spin: Spin) -> Callable[[], Frame]:
+        """Return what does as ``next_frame``, but looks for a moment before it sleeps."""
+        wire = self._wire or self._connected()
+        poller = select.poll()
+        poller.register(wire.fileno(), select.POLLIN)
+
+        def next_frame() -> Frame:
+            if not wire.amid:
+                spin.look(poller)
+            return self.next_frame()
+
+        return next_frame
 
     def _connected(self) -> Wire:
         self._inlet.connected.wait()

@@ -36,6 +36,7 @@ from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.ordering import split_arguments
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.socket_edges import FromWire, SocketEdge, SocketOutlet
+from cgexec.engine.spinning import Spin, cores
 from cgexec.engine.stand_in import StandIn
 from cgexec.engine.steps import Arguments, Step, Taken
 
@@ -129,10 +130,13 @@ class AdoptedTask(_OurTask):
 
 
 class FramedTask(_OurTask):
-    """One method of one actor in the graph."""
+    """One method of one actor in the graph. ``is_only_host``: no other actor is in it."""
 
-    def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: OutputPort) -> None:
+    def __init__(
+        self, task: Any, args: Any, kwargs: Any, key: GraphKey, origin: OutputPort, is_only_host: bool = False
+    ) -> None:
         super().__init__(task, args, kwargs, key)
+        self._is_only_host = is_only_host
         self._outgoing: list[Any] = self.output_channels
         self._step = Step(origin, task.dag_node.num_returns, self.output_idxs)
         self._outlets: list[Outlet] = []
@@ -188,7 +192,10 @@ class FramedTask(_OurTask):
     def _serve(self, instance: Any, lone: _Lone) -> bool:
         """Do all three, for one execution after the other, until the graph has ended; returns True."""
         try:
-            self._step.serve(instance, lone.incoming.next_frame, lone.outlet.put)
+            next_frame = lone.incoming.next_frame
+            if self._is_only_host and cores() > 1:
+                next_frame = lone.incoming.looking(Spin(True))
+            self._step.serve(instance, next_frame, lone.outlet.put)
         except RayChannelError:
             return True
 
@@ -265,7 +272,7 @@ def is_rays_own(task: Any) -> bool:
 
 
 @contextmanager
-def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Iterator[None]:
+def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort], has_one_host: bool = False) -> Iterator[None]:
     """Let the graph that this thread compiles meanwhile be made of framed tasks; ``origin_of(node)`` names each.
 
     Collectives, and nodes whose values live on an accelerator, keep Ray's own.
@@ -278,7 +285,7 @@ def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort]) -> Itera
                 if source is not channel and isinstance(source, Edge):
                     source.cached_by_ray.add(actor_name(actor_of(task.dag_node)))
             return AdoptedTask(task, args, kwargs, key)
-        return FramedTask(task, args, kwargs, key, origin_of(task.dag_node))
+        return FramedTask(task, args, kwargs, key, origin_of(task.dag_node), has_one_host)
 
     with _task.replaced_by(make):
         yield

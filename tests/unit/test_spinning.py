@@ -2,84 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from cgexec import trials
 from cgexec.engine import spinning
 from cgexec.engine.spinning import SPIN_S, Spin
-from cgexec.trials import MOST_SKIPPED
+from cgexec.trials import FIRST_PAUSE_S, LONGEST_PAUSE_S
 
 READY = [(7, 1)]
 
 
 class Clock:
-    """A poller, and the time that passes while it is asked: ``look_s`` for each look, a wait until ``ready_at``."""
+    """A poller, and the time, which passes while it is asked. There is something from ``ready_at`` on."""
 
-    def __init__(self, ready_at: float) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
-        self.ready_at = ready_at
-        self.asked: list[int | None] = []
+        self.ready_at = 0.0
+        self.num_asked = 0
 
     def monotonic(self) -> float:
         return self.now
 
-    def poll(self, timeout_ms: int | None) -> list[tuple[int, int]]:
-        self.asked.append(timeout_ms)
-        if timeout_ms == 0:
-            self.now += SPIN_S / 10
-        else:
-            self.now = max(self.now, self.ready_at)
+    def poll(self, timeout_ms: int) -> list[tuple[int, int]]:
+        assert timeout_ms == 0
+        self.num_asked += 1
+        self.now += SPIN_S / 10
         return READY if self.now >= self.ready_at else []
+
+    def look(self, spin: Spin, ready_in_s: float) -> int:
+        """Look with ``spin`` for what comes so much later; return how often the poller was asked."""
+        self.ready_at, self.num_asked = self.now + ready_in_s, 0
+        poller: Any = self
+        assert (spin.look(poller) == READY) is (self.num_asked > 0 and self.now >= self.ready_at)
+        return self.num_asked
 
 
 @pytest.fixture
-def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int | None]]:
-    """Return a function that waits for so many seconds, and returns with which timeouts the poller was asked."""
-
-    def waited(spin: Spin, seconds: float, timeout_ms: int = 1000) -> list[int | None]:
-        clock: Any = Clock(seconds)
-        monkeypatch.setattr(spinning, "time", clock)
-        assert (spin.poll(clock, timeout_ms) == READY) is (timeout_ms != 0)
-        return list(clock.asked)
-
-    return waited
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(spinning, "time", found)
+    monkeypatch.setattr(trials, "time", found)
+    return found
 
 
-def test_what_comes_soon_is_not_slept_for(wait: Callable[..., list[int | None]]) -> None:
+def test_what_comes_soon_is_found(clock: Clock) -> None:
     spin = Spin(True)
-    assert set(wait(spin, SPIN_S / 2)) == {0}
+    for _ in range(100):
+        started = clock.now
+        assert clock.look(spin, SPIN_S / 2) in (5, 6)
+        assert clock.now - started < SPIN_S
 
 
-def test_a_spin_for_nothing_is_bounded_and_more_and_more_waits_sleep_at_once(
-    wait: Callable[..., list[int | None]],
-) -> None:
+def test_a_spin_for_nothing_is_bounded_and_the_next_is_longer_in_coming(clock: Clock) -> None:
+    spin, pause_s = Spin(True), FIRST_PAUSE_S
+    for _ in range(4):
+        started = clock.now
+        assert clock.look(spin, 1.0) > 5
+        assert clock.now - started < 1.5 * SPIN_S
+        clock.now += 0.9 * pause_s
+        assert clock.look(spin, SPIN_S / 2) == 0
+        clock.now += 0.2 * pause_s
+        pause_s *= 2
+    assert clock.look(spin, SPIN_S / 2) > 0
+    clock.look(spin, 1.0)
+    clock.now += 1.1 * FIRST_PAUSE_S
+    assert clock.look(spin, 1.0) > 0, "it has paid meanwhile"
+
+
+def test_little_time_is_spent_on_what_never_pays(clock: Clock) -> None:
+    spin, spent_s = Spin(True), 0.0
+    while clock.now < 100 * LONGEST_PAUSE_S:
+        started = clock.now
+        clock.look(spin, 1.0)
+        spent_s += clock.now - started
+        clock.now += SPIN_S
+    assert 0 < spent_s < 0.01 * clock.now
+
+
+def test_a_look_that_took_too_long_to_come_about_is_a_look(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has been given the core meanwhile may have kept it for as long as the spin was to last."""
+    monkeypatch.setattr(spinning.os, "sched_yield", lambda: vars(clock).update(now=clock.now + 2 * SPIN_S))
     spin = Spin(True)
-    for skipped in (2, 4, 8):
-        asked = wait(spin, 1.0)
-        assert asked[-1] == 1000
-        assert set(asked[:-1]) == {0}
-        assert 5 < len(asked) < 15
-        assert [wait(spin, SPIN_S / 2) for _ in range(skipped)] == [[1000]] * skipped
-    assert set(wait(spin, SPIN_S / 2)) == {0}
-    wait(spin, 1.0)
-    assert [len(wait(spin, 1.0)) > 1 for _ in range(3)] == [False, False, True], "it has paid meanwhile"
+    assert clock.look(spin, SPIN_S) == 2
+    assert clock.look(spin, SPIN_S) == 2, "it has paid"
 
 
-def test_so_many_waits_sleep_at_most(wait: Callable[..., list[int | None]]) -> None:
-    spin, spins = Spin(True), 0
-    for _ in range(3 * MOST_SKIPPED + 1):
-        spins += len(wait(spin, 1.0)) > 1
-    assert spins == 11
-
-
-def test_nobody_spins_where_it_cannot_pay(wait: Callable[..., list[int | None]]) -> None:
+def test_nobody_spins_where_it_cannot_pay(clock: Clock) -> None:
     spin = Spin(False)
-    assert [wait(spin, SPIN_S / 2) for _ in range(3)] == [[1000]] * 3
-
-
-def test_a_look_looks_once(wait: Callable[..., list[int | None]]) -> None:
-    spin = Spin(True)
-    assert wait(spin, 1.0, 0) == [0]
-    assert set(wait(spin, SPIN_S / 2)) == {0}, "and says nothing of how long waits are"
+    assert [clock.look(spin, SPIN_S / 2) for _ in range(3)] == [0] * 3

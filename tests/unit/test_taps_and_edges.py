@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from ray.experimental.channel.common import ChannelOutputType
 from ray.experimental.channel.shared_memory_channel import SharedMemoryType
 
 from cgexec import TransferError
+from cgexec.deadline import Deadline
 from cgexec.engine import payload
 from cgexec.engine.edges import Tap, give_hints
 from cgexec.engine.failures import capture, decode_failures, encode_failures
@@ -26,7 +28,8 @@ from cgexec.engine.handshake import Address
 from cgexec.engine.hub import DRIVER, GraphKey
 from cgexec.engine.protocol import OutputPort
 from cgexec.engine.ray_edges import RayEdge
-from cgexec.engine.socket_edges import SocketEdge, SocketHint
+from cgexec.engine.socket_edges import FromWire, SocketEdge, SocketHint
+from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Taken
 from cgexec.engine.tasks import _reader
 
@@ -265,3 +268,30 @@ def test_a_reader_that_waits_for_its_writer_is_woken_when_the_graph_ends(site: S
     hub.shut()
     waiting.join(LONG_S)
     assert len(errors) == 1
+
+
+@pytest.mark.parametrize("may_pay", [True, False])
+def test_frames_that_are_looked_for_come_in_order_and_whole_and_so_does_the_end(site: Site, may_pay: bool) -> None:
+    reader, writer = site.hub(FIRST), site.hub(SECOND)
+    wire = writer.connect_edge(CHANNEL, reader.address, Deadline.after(LONG_S))
+    next_frame = FromWire(reader, CHANNEL).looking(Spin(may_pay))
+    values = [b"short", "x" * 200_000, np.arange(3), 4]
+
+    def write() -> None:
+        for execution, each in enumerate(values):
+            wire.send(payload.encode(each), execution)
+            time.sleep(0.002)  # some are looked for in vain
+        while not wire.flush():
+            time.sleep(0.001)
+        wire.shut()
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    for execution, each in enumerate(values):
+        frame = next_frame()
+        assert frame.execution == execution
+        np.testing.assert_array_equal(payload.decode(frame), each)
+        del frame
+    with pytest.raises(RayChannelError, match="Channel closed"):
+        next_frame()
+    writing.join(LONG_S)

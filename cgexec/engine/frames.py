@@ -45,10 +45,11 @@ class Kind(IntEnum):
     ERROR = 3  # why there is no value (``failures``)
     FORGET = 4  # nothing: the segment it names is not used any more
     PLAIN = 5  # a pickled value that runs no code of anybody's as it is loaded
+    ARRAY = 6  # an array of numbers, without a pickle (``arrays``)
 
 
 _KINDS = {int(kind): kind for kind in Kind}
-_WITH_PAYLOAD = {int(kind): kind for kind in (Kind.VALUE, Kind.BYTES, Kind.ERROR, Kind.PLAIN)}
+_WITH_PAYLOAD = {int(kind): kind for kind in Kind if kind is not Kind.FORGET}
 
 
 # Frames and what is in them are tuples, and made by ``made``: their class's own way runs a function of Python's.

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from ray import cloudpickle
 
+from cgexec.engine.arrays import decode_array, encode_array
 from cgexec.engine.frames import MOST_BUFFERS, Encoded, Frame, Kind, made
 
 # Looked up on an enum, a member takes several times as long.
-_VALUE, _BYTES, _PLAIN_VALUE = Kind.VALUE, Kind.BYTES, Kind.PLAIN
+_VALUE, _BYTES, _PLAIN_VALUE, _ARRAY = Kind.VALUE, Kind.BYTES, Kind.PLAIN, Kind.ARRAY
+_NOBODYS_CODE = frozenset({_BYTES, _PLAIN_VALUE, _ARRAY})
 
 LARGE_BYTES = 1 << 17  # from here on a buffer goes through shared memory where it can
 SHORT_BYTES = 1 << 14  # up to here a plain value is serialised, sent, received and loaded in no time to speak of
@@ -46,6 +48,8 @@ def encode_plain(value: Any) -> Encoded | None:
         return Encoded(_BYTES, b"", (memoryview(value),))
     if kind in _SCALARS:
         return made(Encoded, (_PLAIN_VALUE, dumps(value, 5), ()))
+    if kind is np.ndarray and _is_numbers(value):
+        return encode_array(value) or _encoded(value, _PLAIN_VALUE, dumps)
     return _encoded(value, _PLAIN_VALUE, dumps) if _is_plain(value) else None
 
 
@@ -83,6 +87,8 @@ def is_short(value: Any) -> bool:
     kind = type(value)
     if kind in _PLAIN:
         return _num_bytes(value) <= SHORT_BYTES
+    if kind is np.ndarray:
+        return value.nbytes <= SHORT_BYTES and _is_numbers(value)
     if (kind is not dict and kind is not list and kind is not tuple) or len(value) > _MOST_PLAIN:
         return False
     parts = [*value, *value.values()] if kind is dict else value
@@ -99,9 +105,7 @@ def _num_bytes(value: Any) -> int:
 
 def loads_at_once(frame: Frame) -> bool:
     """Return whether the value of a frame is loaded in no time to speak of, and by nobody's code."""
-    return (
-        (frame.kind is _PLAIN_VALUE or frame.kind is _BYTES) and not frame.buffers and len(frame.payload) <= SHORT_BYTES
-    )
+    return frame.kind in _NOBODYS_CODE and not frame.buffers and len(frame.payload) <= SHORT_BYTES
 
 
 def kept(encoded: Encoded) -> Encoded:
@@ -110,10 +114,12 @@ def kept(encoded: Encoded) -> Encoded:
 
 
 def decode(frame: Frame | Encoded) -> Any:
-    """Return the value of a frame of kind VALUE, PLAIN or BYTES. Raises whatever loading it raises."""
+    """Return the value of a frame of kind VALUE, PLAIN, BYTES or ARRAY. Raises whatever loading it raises."""
     payload, buffers = frame.payload, frame.buffers
     if frame.kind is _BYTES:
         return bytes(buffers[0] if buffers else payload)
+    if frame.kind is _ARRAY:
+        return decode_array(payload, buffers)
     if not buffers:
         return loads(payload)
     return loads(payload, buffers=[buffer.toreadonly() for buffer in buffers])

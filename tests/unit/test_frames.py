@@ -221,7 +221,7 @@ def test_a_frame_in_one_piece_cannot_name_a_segment() -> None:
     "data",
     [
         header(kind=0),
-        header(kind=6),
+        header(kind=7),
         header(kind=255),
         header(flags=1),  # a new segment, and none is named
         header(flags=2, segment=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
+from cgexec.engine import arrays as arrays_module
 from cgexec.engine import frames
 from cgexec.engine import payload as payload_module
 from cgexec.engine.frames import HEADER, Encoded, Frame, Kind, join, offsets, pack, unpack, unpack_header, unpack_region
@@ -121,7 +123,7 @@ NOT_PLAIN: list[Any] = [Number(1), {"a": Number(1)}, {Number(1): "a"}, [[1]], {"
 
 
 def test_what_runs_nobodys_code_as_it_is_loaded_says_so() -> None:
-    assert {encode(value).kind for value in [*PLAIN, np.arange(3), {"a": np.arange(3)}]} == {Kind.PLAIN}
+    assert {encode(value).kind for value in [*PLAIN, {"a": np.arange(3)}, np.arange(3)[::-1]]} == {Kind.PLAIN}
     assert {encode(value).kind for value in NOT_PLAIN} == {Kind.VALUE}
 
 
@@ -132,13 +134,20 @@ def frame_of(value: Any) -> Frame:
 
 def test_what_takes_no_time_is_short_and_plain() -> None:
     long = ["x" * (SHORT_BYTES + 1), b"x" * (SHORT_BYTES + 1), 1 << 8 * (SHORT_BYTES + 1), ["x" * 1000] * 20]
-    for value in [*PLAIN, "x" * SHORT_BYTES, b"x" * SHORT_BYTES, [1] * 64]:
+    objects = np.array([object()])
+    for value in [*PLAIN, "x" * SHORT_BYTES, b"x" * SHORT_BYTES, [1] * 64, np.zeros(SHORT_BYTES, "u1")]:
         assert is_short(value)
-    for value in [*PLAIN, "x" * (SHORT_BYTES - 50), b"x" * SHORT_BYTES]:
+    for value in [*PLAIN, "x" * (SHORT_BYTES - 50), b"x" * SHORT_BYTES, np.zeros(SHORT_BYTES - 64, "u1")]:
         assert loads_at_once(frame_of(value))
-    for value in [*NOT_PLAIN, *long, [1] * 65, {"a": ["x"]}, np.arange(3)]:
+    for value in [*NOT_PLAIN, *long, [1] * 65, {"a": ["x"]}, np.zeros(SHORT_BYTES + 1, "u1"), objects]:
         assert not is_short(value)
-    for value in [*NOT_PLAIN, *long[:3], ["x" * 1000 + str(number) for number in range(20)], np.arange(3)]:
+    for value in [
+        *NOT_PLAIN,
+        *long[:3],
+        ["x" * 1000 + str(number) for number in range(20)],
+        np.zeros(1 << 15),
+        objects,
+    ]:
         assert not loads_at_once(frame_of(value))
 
 
@@ -261,6 +270,73 @@ def test_arrays_that_numpy_keeps_in_the_pickle_come_out_writable_and_private(arr
         np.testing.assert_array_equal(unchanged, before)
     assert (encoded.payload, [bytes(buffer) for buffer in encoded.buffers]) == (payload, buffers)
     assert (bytes(frame.payload), [bytes(buffer) for buffer in frame.buffers]) == (payload, buffers)
+
+
+SHAPES = [(), (1,), (3,), (2, 3), (1,) * 32, (5000,), (50, 70)]
+
+
+@TRAVELS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("code", sorted(arrays_module._TYPES))
+def test_arrays_of_numbers_need_no_pickle(code: str, shape: tuple[int, ...], travel: Travel) -> None:
+    array = (np.arange(np.prod(shape, dtype=int)) % 100).astype(code).reshape(shape)
+    encoded = encode(array)
+    assert encoded.kind is Kind.ARRAY
+    if encoded.buffers or travel is in_one_piece:
+        found = decode(travel(encoded))
+        assert (type(found), found.dtype, found.shape) == (np.ndarray, array.dtype, array.shape)
+        assert found.dtype.char == code
+        assert found.flags.aligned
+        assert not found.flags.writeable
+        assert not np.shares_memory(found, array)
+        np.testing.assert_array_equal(found, array)
+
+
+class Named(np.ndarray):
+    """An array of somebody's own."""
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(3).astype(">i8"),
+        np.zeros(3, np.dtype("f8", metadata={"unit": "m"})),
+        np.zeros((2, 0)),
+        np.asfortranarray(np.ones((3, 4))),
+        np.zeros(3, "M8[D]"),
+        np.zeros(3, "U4"),
+        np.zeros(3, "i4,f8"),
+        np.arange(3).view(Named),
+    ],
+    ids=lambda array: f"{array.dtype} {array.shape}",
+)
+def test_what_is_more_than_its_numbers_is_pickled(array: Array) -> None:
+    encoded = encode(array)
+    assert encoded.kind in (Kind.PLAIN, Kind.VALUE)
+    found = decode(in_one_piece(encoded))
+    assert (type(found), found.dtype, found.shape) == (type(array), array.dtype, array.shape)
+    assert found.flags.f_contiguous == array.flags.f_contiguous
+    np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize(
+    ("payload", "buffers"),
+    [
+        (b"", ()),
+        (b"d", ()),
+        (b"d\x01" + bytes(6), ()),
+        (b"d\xff" + bytes(6), ()),
+        (b"Z\x00" + bytes(62) + bytes(8), ()),
+        (b"O\x00" + bytes(62) + bytes(8), ()),
+        (b"d\x01" + bytes(6) + b"\xff" * 8 + bytes(48) + bytes(8), ()),
+        (b"d\x00" + bytes(62) + bytes(7), ()),
+        (b"d\x00" + bytes(6), (memoryview(bytes(7)),)),
+        (b"d\x00" + bytes(6), (memoryview(bytes(8)), memoryview(bytes(8)))),
+    ],
+)
+def test_what_is_no_array_is_refused(payload: bytes, buffers: Any) -> None:
+    with pytest.raises((ArithmeticError, LookupError, ValueError, struct.error)):
+        decode(Frame(Kind.ARRAY, 1, 2, payload, buffers))
 
 
 @TRAVELS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import inspect
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,10 +142,24 @@ AGREED = {
 }
 
 
-def test_all_names_what_is_visible_and_nothing_twice() -> None:
-    visible = {name for name, thing in vars(cgexec).items() if not name.startswith("_") and not inspect.ismodule(thing)}
-    assert set(cgexec.__all__) == visible
+def test_all_names_what_can_be_had_and_nothing_twice() -> None:
+    (checked,) = [node for node in TREES["cgexec"].body if isinstance(node, ast.If)]  # what mypy and editors see
+    seen = [(node.module, alias.name) for node in checked.body for alias in node.names]  # type: ignore[attr-defined]
+    found = [(module, name) for module, names in cgexec._FOUND_IN.items() for name in names]
+    assert sorted(found) == sorted(seen)
+    assert {name for _, name in found} == set(cgexec.__all__) <= set(dir(cgexec))
     assert [name for name, count in Counter(cgexec.__all__).items() if count > 1] == []
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        cgexec.nothing  # noqa: B018
+
+
+def test_a_host_imports_no_more_than_it_needs() -> None:
+    """It takes a host as long as everything else about a new graph."""
+    code = "import sys, cgexec.engine.preparation as _; print(*(each for each in sys.modules if 'cgexec' in each))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = set(run.stdout.split())
+    assert "cgexec.engine.tasks" in found
+    assert {"cgexec.core", "cgexec.executor", "cgexec.engine.compiled", "cgexec.status"} & found == set()
 
 
 def test_the_agreed_names_are_there() -> None:
@@ -155,7 +171,7 @@ def test_there_are_few_public_names() -> None:
 
 
 def test_the_package_itself_only_imports() -> None:
-    allowed = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)
+    allowed = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.If, ast.FunctionDef)
     assert [ast.unparse(node) for node in TREES["cgexec"].body if not isinstance(node, allowed)] == []
 
 

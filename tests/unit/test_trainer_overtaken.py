@@ -90,10 +90,10 @@ class TrainingBesideCalls(Training):
         return BesideTheGraph(self.kind, [host], self.num_stages, doom, self.end)
 
 
-def test_a_snapshot_that_is_late_is_waited_for_or_not_taken_of_what_comes_behind(tmp_path: Path) -> None:
+def test_a_snapshot_that_is_late_is_waited_for_or_not_taken_of_what_comes_behind() -> None:
     losses, weights = expected(Schedule1F1B())
     SlowToSay.may_say.set()
-    snapshots = PipelineSnapshots(every=10, directory=str(tmp_path), timeout_s=0.3)
+    snapshots = PipelineSnapshots(every=10, timeout_s=0.3)  # in memory: a disk may be late by itself
     training = TrainingBesideCalls(kind=SlowToSay, snapshots=snapshots)
     with training.trainer as trainer:
         found = training.run(2)
@@ -112,10 +112,10 @@ def test_a_snapshot_that_is_late_is_waited_for_or_not_taken_of_what_comes_behind
         assert same(training.weights(), weights)
 
 
-def test_where_a_late_snapshot_is_not_known_to_have_ended_the_stages_are_brought_back_first(tmp_path: Path) -> None:
+def test_where_a_late_snapshot_is_not_known_to_have_ended_the_stages_are_brought_back_first() -> None:
     losses, weights = expected(Schedule1F1B())
     SlowToSay.may_say.set()
-    snapshots = PipelineSnapshots(every=10, directory=str(tmp_path), timeout_s=0.2)
+    snapshots = PipelineSnapshots(every=10, timeout_s=0.2)  # in memory: a disk may be late by itself
     training = TrainingBesideCalls(kind=SlowToSay, snapshots=snapshots)
     with training.trainer as trainer:
         found = training.run(2)

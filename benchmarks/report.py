@@ -96,10 +96,15 @@ def markdown(files: Sequence[dict[str, Any]]) -> str:
             if base is None or OURS not in rows:
                 continue
             ours = rows[OURS]
-            medians = [f"{row['median']:,.3g} {row['unit']}" for row in (base, ours)]
+            medians = [f"{short(row['median'])} {row['unit']}" for row in (base, ours)]
             ratio = "" if ours["ratio"] is None else f"{ours['ratio']:.2f}"
             lines.append(f"| {case} | {' | '.join(medians)} | {ratio} |")
     return "\n".join(lines)
+
+
+def short(figure: float) -> str:
+    """Return a figure with three digits, or all before the point."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
 
 
 def draw_ratios(files: Sequence[dict[str, Any]], path: str) -> None:

@@ -129,10 +129,13 @@ _FOUND_IN = {
     "cgexec.waiting": ("as_completed", "wait"),
 }
 _MODULE_OF = {name: module for module, names in _FOUND_IN.items() for name in names}
+_MODULES = {module.split(".")[1] for module in _FOUND_IN}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)

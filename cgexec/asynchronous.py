@@ -115,15 +115,14 @@ async def outcome(graph: Graph, execution: Execution, wait_s: float) -> JobStatu
     if wait_s == 0:  # looks once, which may load a value: not on the event loop's thread
         return await on_a_thread(lambda: graph.wait_status(execution, 0))
     bell, started = Bell(), time.monotonic()
-    if graph.tell(execution, bell.ring, here=True):
-        try:
-            if not await bell.heard(wait_s):
-                await _arrived(graph, execution, bell)
-        except asyncio.CancelledError:
-            execution.gave_up()
-            raise
-        finally:
-            graph.untell(execution, bell.ring)
+    try:
+        if graph.tell(execution, bell.ring, here=True) and not await bell.heard(wait_s):
+            await _arrived(graph, execution, bell)
+    except asyncio.CancelledError:
+        execution.gave_up()
+        raise
+    finally:
+        graph.untell(execution, bell.ring)
     return graph.status_now(execution, time.monotonic() - started)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from typing import Any
 
 from cgexec.changed import Changed
 from cgexec.engine.protocol import AtOnce, Engine, EngineBrokenError
@@ -86,22 +87,28 @@ class Attendance:
     def look(self, listener: _Listener, *, only_arrived: bool = False) -> None:
         """Read what has come, on the listener's event loop. ``only_arrived``: what it does not hear of."""
         if listener is not self._listener:
-            return  # it has ended
-        engine, at_once = listener.engine, listener.at_once
+            listener.close()  # it has ended
+            return
+        engine: Engine = listener.engine
+        at_once: AtOnce = listener.at_once
         if self.reader.engine is not engine or engine.broken:
             self.end()
         elif self.reader.reading is engine or not self.reader.in_flight:
             listener.pause()  # until somebody has read, or the next is attended
+            if self._notices.attended():
+                listener.look_later()  # should an interruption have kept that from being said
         else:
             try:
                 listener.listen()
                 if not only_arrived or at_once.has_arrived():
                     self._read(listener)
-            except EngineBrokenError:  # torn down meanwhile: the pump, if anybody, finds out why
+            except (EngineBrokenError, OSError):  # torn down meanwhile, or nothing can be heard: the pump goes on
                 self.end()
 
     def _read(self, listener: _Listener) -> None:
-        engine, at_once, first = listener.engine, listener.at_once, self.reader.in_flight[0]
+        engine: Engine = listener.engine
+        at_once: AtOnce = listener.at_once
+        first = self.reader.in_flight[0]
         self._reading = listener
         try:
             self.reader.take_at_once(engine, at_once)
@@ -139,12 +146,14 @@ class Attendance:
 
     def end(self) -> None:
         """Listen no more: the generation has ended, or another loop is to."""
-        if self._listener is not None:
-            self._listener.close_soon()
-            self._listener = None
-        if self._notices.attended() and self._pump.runs():
-            self.changed.notify_all()
-            self._notices.hand_over()
+        listener, self._listener = self._listener, None
+        try:
+            if listener is not None:
+                listener.close_soon()
+        finally:
+            if self._notices.attended() and self._pump.runs():
+                self.changed.notify_all()
+                self._notices.hand_over()
 
 
 class _Listener:
@@ -154,15 +163,16 @@ class _Listener:
         self, attendance: Attendance, loop: asyncio.AbstractEventLoop, engine: Engine, at_once: AtOnce
     ) -> None:
         self.loop = loop
-        self.engine = engine
-        self.at_once = at_once
+        self.engine: Any = engine  # and what it does at once, until it has ended
+        self.at_once: Any = at_once
         self._attendance: Attendance | None = attendance
+        self._later: asyncio.TimerHandle | None = None
         self._listening = self._asked = False
         self._readiness = at_once.readiness()
         try:
             self.listen()
         except BaseException:
-            self._close()
+            self.close()
             raise
 
     def listen(self) -> None:
@@ -173,13 +183,14 @@ class _Listener:
 
     def pause(self) -> None:
         """Hear of nothing until it is to ``listen`` again."""
+        self._listening = False  # first: who is interrupted in between is called again
         if not self._readiness.closed:
             self.loop.remove_reader(self._readiness.fileno())
-        self._listening = False
 
     def look_later(self) -> None:
         """Look again in a while, whether or not anything is heard."""
-        self.loop.call_later(_PAUSE_S, self._look)
+        if self._later is None or self._later.when() <= self.loop.time():
+            self._later = self.loop.call_later(_PAUSE_S, self._look)
 
     def look_soon(self) -> None:
         """Look again, from any thread. Neither blocks nor raises."""
@@ -191,26 +202,32 @@ class _Listener:
     def _look(self) -> None:
         attendance = self._attendance
         if attendance is None:
+            self.close()
             return
         try:
             with attendance.changed:
                 self._asked = False
                 attendance.look(self)
+        except Exception:
+            self._asked = False
+            self.look_later()
+            raise
         except BaseException:  # an interruption: what it left undone is to be done
+            self._asked = False
             self.look_soon()
             raise
         attendance.reader.spent.clear()
 
     def close_soon(self) -> None:
         """Listen no more, from any thread. Neither blocks nor raises."""
-        self._attendance = None
-        del self.engine, self.at_once  # a loop that never runs again may keep this
+        self._attendance = self.engine = self.at_once = None  # a loop that never runs again may keep this
         try:
-            self.loop.call_soon_threadsafe(self._close)
+            self.loop.call_soon_threadsafe(self.close)
         except RuntimeError:  # the loop is closed, and uses nothing any more
             self._readiness.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Listen no more."""
         with suppress(NotImplementedError):  # by a loop that has none
             self.pause()
         self._readiness.close()

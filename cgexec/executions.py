@@ -308,7 +308,9 @@ class Executions:
     def status_now(self, execution: Execution, waited_s: float) -> JobStatus:
         """Return the outcome of ``execution``, or a pending JobError for somebody who has waited for it."""
         with self._changed:
-            return self._answer_locked(execution, waited_s)
+            status = self._answer_locked(execution, waited_s)
+        self._reader.spent.clear()
+        return status
 
     def withdraw(self, execution: Execution) -> None:
         """Settle an execution that nobody wants any more, unless it was sent, or is about to be."""
@@ -324,10 +326,7 @@ class Executions:
                 self._refuse_late_locked(execution)
 
     def tell(self, execution: Execution, signal: Signal, *, here: bool = False) -> bool:
-        """Have ``signal`` called once the execution settles; False if it has.
-
-        ``here``: on the event loop that runs here, which may read for it.
-        """
+        """Have ``signal`` called once it settles; False if it has. ``here``: the running event loop may read for it."""
         with self._changed:
             if execution.final is not None:
                 return False

@@ -28,6 +28,7 @@ SHORT_BYTES = 1 << 14  # up to here a plain value is serialised, sent, received 
 # Types that run no code of anybody's as they are serialised: pickle does with them as cloudpickle, ten times as fast.
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _PLAIN = _SCALARS | {bytes}
+_HEAD_BYTES = 512  # of a short array, at most
 _MOST_PLAIN = 64  # items of a container that are worth a look at each
 
 
@@ -105,7 +106,7 @@ def _num_bytes(value: Any) -> int:
 
 def loads_at_once(frame: Frame) -> bool:
     """Return whether the value of a frame is loaded in no time to speak of, and by nobody's code."""
-    return frame.kind in _NOBODYS_CODE and not frame.buffers and len(frame.payload) <= SHORT_BYTES
+    return frame.kind in _NOBODYS_CODE and not frame.buffers and len(frame.payload) <= SHORT_BYTES + _HEAD_BYTES
 
 
 def kept(encoded: Encoded) -> Encoded:

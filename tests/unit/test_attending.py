@@ -205,7 +205,7 @@ class Noted:
     __hash__ = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("value", [Noted(1), "x" * (SHORT_BYTES + 1), b"x" * 10_000_000, [Noted(2)]])
+@pytest.mark.parametrize("value", [Noted(1), "x" * (SHORT_BYTES + 600), b"x" * 10_000_000, [Noted(2)]])
 def test_what_takes_long_or_runs_somebodys_code_is_loaded_elsewhere(graphs: Makes, value: Any) -> None:
     graph, outputs = graphs()
     Noted.loaded_on.clear()
@@ -556,7 +556,7 @@ def test_where_no_thread_can_be_started_the_event_loop_tries_again(
     async def main() -> None:
         (task,) = await attended(graph.core)
         monkeypatch.setattr(Pump, "start", seldom)
-        expected = answer(outputs, 0, "x" * (SHORT_BYTES + 1))
+        expected = answer(outputs, 0, "x" * (SHORT_BYTES + 600))
         assert (await task).result == expected
 
     run(main)
@@ -655,7 +655,7 @@ def test_what_was_in_time_is_an_answer_though_the_loop_was_late(graphs: Makes) -
     graph, outputs = graphs()
 
     async def main() -> None:
-        for number, value in enumerate(["short", "x" * (SHORT_BYTES + 1)]):
+        for number, value in enumerate(["short", "x" * (SHORT_BYTES + 600)]):
             task = asyncio.ensure_future(executed(graph.core, (1,), {}, 0.05))
             while not graph.core._notices.attended():
                 await asyncio.sleep(0)
@@ -684,6 +684,51 @@ def test_with_no_thread_to_be_had_the_event_loop_reads_all_the_same(
 
     run(main)
     caplog.clear()
+
+
+def test_what_is_never_said_of_a_read_is_looked_for_all_the_same(graphs: Makes, monkeypatch: Any) -> None:
+    """An interruption may come wherever that is said."""
+    graph, outputs = graphs()
+    monkeypatch.setattr(graph.core._reader, "_when_read", lambda: None)
+
+    async def main() -> None:
+        first = graph.core.submit((1,), {})
+        reading = asyncio.ensure_future(asyncio.to_thread(first.result, LONG_S))
+        assert await asyncio.to_thread(eventually, lambda: graph.core._reader.reading)
+        task = asyncio.ensure_future(executed(graph.core, (2,), {}, -1))
+        await asyncio.sleep(0.01)
+        expected = [answer(outputs, number) for number in range(2)]
+        assert await reading == expected[0]
+        assert (await task).result == expected[1]
+
+    run(main)
+
+
+def test_a_listener_that_ends_may_be_interrupted_and_the_graph_be_closed_again(graphs: Makes, monkeypatch: Any) -> None:
+    graph, outputs = graphs()
+    core = graph.core
+
+    async def main() -> None:
+        (task,) = await attended(core)
+        expected = answer(outputs, 0)
+        assert (await task).result == expected
+        loop, soon = asyncio.get_running_loop(), asyncio.get_running_loop().call_soon_threadsafe
+
+        def interrupted(*_: Any) -> None:
+            monkeypatch.setattr(loop, "call_soon_threadsafe", soon)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+        core.close()
+        with pytest.raises(KeyboardInterrupt):
+            core.abandon(GraphClosedError("closed"))
+        core.abandon(GraphClosedError("closed"))
+        for wire in outputs.wires:
+            wire.shut()
+        await asyncio.sleep(0.05)
+        assert len(loop._selector.get_map()) == 1, "the reader of the one that was interrupted stays"  # type: ignore[attr-defined]
+
+    run(main)
 
 
 def interrupted_once(place: int, seen: list[str]) -> None:

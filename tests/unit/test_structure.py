@@ -151,6 +151,7 @@ def test_all_names_what_can_be_had_and_nothing_twice() -> None:
     assert [name for name, count in Counter(cgexec.__all__).items() if count > 1] == []
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         cgexec.nothing  # noqa: B018
+    assert cgexec.errors.CgexecError is cgexec.CgexecError, "a module is imported when it is first asked for, too"
 
 
 def test_a_host_imports_no_more_than_it_needs() -> None:

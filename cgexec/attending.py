@@ -28,7 +28,7 @@ from cgexec.pump import Pump
 from cgexec.reading import Reader
 from cgexec.trials import Trials
 
-_PAUSE_S = 0.1  # before another try to start a thread, where the system had none left
+_PAUSE_S = 0.1  # before another look, or try to start a thread, where nothing may tell of it
 _BEING_READ_S = 0.05  # by a thread that what had come was handed over to
 
 
@@ -126,18 +126,19 @@ class Attendance:
         if failed or at_once.takes_a_thread(head.received):
             self._trials.in_vain()
             listener.pause()
-            self._hand_over(listener)
+            if not self._hand_over():
+                listener.look_later()
 
-    def _hand_over(self, listener: _Listener) -> None:
-        """Have the pump read what is attended."""
+    def _hand_over(self) -> bool:
+        """Have the pump read what is attended, if anything is; return whether nothing is any more."""
         if not self._notices.attended():
-            return
-        if self._pump.runs():
-            self._handed_over_at = time.monotonic()
-            self.changed.notify_all()
-            self._notices.hand_over()
-        else:
-            listener.look_later()
+            return True
+        if not self._pump.runs():
+            return False
+        self._handed_over_at = time.monotonic()
+        self.changed.notify_all()
+        self._notices.hand_over()
+        return True
 
     def _when_read(self) -> None:
         """Have the loop look for what somebody else has received and not been asked for."""
@@ -151,9 +152,7 @@ class Attendance:
             if listener is not None:
                 listener.close_soon()
         finally:
-            if self._notices.attended() and self._pump.runs():
-                self.changed.notify_all()
-                self._notices.hand_over()
+            self._hand_over()
 
 
 class _Listener:

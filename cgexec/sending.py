@@ -30,6 +30,7 @@ from cgexec.errors import CgexecError, GraphClosedError
 from cgexec.execution import Execution
 from cgexec.interruption import is_interruption
 from cgexec.isolation import without_our_frames
+from cgexec.notices import Signal
 from cgexec.outcomes import failed_status
 from cgexec.reading import OnBreak, Reader, condemn, say_broken
 from cgexec.status import JobStatus
@@ -37,9 +38,6 @@ from cgexec.texts import told
 
 _FOR_EVER = Deadline.after(-1)
 _FOR_ITS_TURN_S = 0.1  # beyond its deadline, for one that has a slot as soon as those before it have been written
-
-
-Signal = Callable[[], None]
 
 
 class Keeper(Protocol):

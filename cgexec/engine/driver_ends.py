@@ -147,9 +147,7 @@ class WireOutputs:
         """Return what comes within a moment, where it may be worth while to look for it again and again."""
         if not self._spin.may_pay or not waiting or waiting[0].arrived or waiting[0].ended is not None:
             return []  # ``read`` knows
-        for descriptor, _ in self._spin.look(self._poller):
-            if (ready := self._by_descriptor.get(descriptor)) is not None:  # else it is the alarm
-                self._receive(descriptor, ready)
+        self._receive(self._spin.look(self._poller))
         return _taken_from(waiting)
 
     def read(self, waiting: Sequence[Any], timeout_s: float) -> tuple[list[tuple[Any, Frame]], RayChannelError | None]:
@@ -165,24 +163,23 @@ class WireOutputs:
         timeout_ms = math.ceil(min(timeout_s, _LONGEST_POLL_S) * 1000)
         if timeout_ms > 0 and len(waiting) == len(self._outputs) > 1 and self._poll_last(_FOR_THE_LAST_MS):
             timeout_ms = 0
-        for descriptor, _ in self._poller.poll(timeout_ms):
-            ready = self._by_descriptor.get(descriptor)
-            if ready is not None:  # else it is the alarm
-                self._receive(descriptor, ready)
+        self._receive(self._poller.poll(timeout_ms))
         found = _taken_from(waiting)
         return found, None if found else _end_among(waiting)
 
-    def _receive(self, descriptor: int, output: SocketOutput, *, once: bool = False) -> None:
-        output.receive(once=once)
-        if output.ended is not None:
-            self._poller.unregister(descriptor)
+    def _receive(self, polled: Sequence[tuple[int, int]], *, at_once: bool = False) -> None:
+        """Take what the wires that can be read have received. ``at_once``: in no time, and so not amid a frame."""
+        for descriptor, _ in polled:
+            ready = self._by_descriptor.get(descriptor)
+            if ready is None or (at_once and ready.is_amid()):  # the alarm has no output
+                continue
+            ready.receive(once=at_once)
+            if ready.ended is not None:
+                self._poller.unregister(descriptor)
 
     def read_at_once(self, waiting: Sequence[Any]) -> list[tuple[Any, Frame]]:
         """Return what has arrived for each of ``waiting`` and ``loads_at_once``; in no time to speak of."""
-        ready = self._by_descriptor.items() if len(self._outputs) == 1 else self._ready()
-        for descriptor, output in ready:
-            if not output.is_amid():
-                self._receive(descriptor, output, once=True)
+        self._receive(self._poller.poll(0), at_once=True)
         return [
             (each, each.arrived.popleft())
             for each in waiting
@@ -197,10 +194,6 @@ class WireOutputs:
         return any(output.is_amid() for output in self._outputs) or any(
             each.arrived and not payload.loads_at_once(each.arrived[0]) for each in waiting
         )
-
-    def _ready(self) -> list[tuple[int, SocketOutput]]:
-        polled = [descriptor for descriptor, _ in self._poller.poll(0)]
-        return [(each, self._by_descriptor[each]) for each in polled if each in self._by_descriptor]
 
     def has_arrived(self) -> bool:
         """Return whether anything has been received that was not asked for yet, of whichever execution."""

@@ -49,9 +49,9 @@ def encode_plain(value: Any) -> Encoded | None:
         return Encoded(_BYTES, b"", (memoryview(value),))
     if kind in _SCALARS:
         return made(Encoded, (_PLAIN_VALUE, dumps(value, 5), ()))
-    if kind is np.ndarray and _is_numbers(value):
-        return encode_array(value) or _encoded(value, _PLAIN_VALUE, dumps)
-    return _encoded(value, _PLAIN_VALUE, dumps) if _is_plain(value) else None
+    if not _is_plain(value):
+        return None
+    return (encode_array(value) if kind is np.ndarray else None) or _encoded(value, _PLAIN_VALUE, dumps)
 
 
 def _encoded(value: Any, kind: Kind, serialise: Callable[..., bytes]) -> Encoded:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cgexec.errors import CgexecError
 
 T = TypeVar("T")
 
-# Written in C, and knows who holds it. Private: ``_is_owned``, on which Condition stands as well.
+# Written in C, and knows who holds it. Private: ``_is_owned``, on which threading.Condition stands as well.
 _Lock: Any = type(threading.RLock())
 
 
@@ -30,8 +30,7 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
     """
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(self)
-        self._num_waiting = 0
+        self._waiting: set[Any] = set()  # a lock for each that waits, until whoever wakes it releases it
 
     def __enter__(self) -> bool:
         """Acquire the lock.
@@ -65,11 +64,13 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait as a Condition does; the lock is held afterwards, whatever ended the wait."""
-        self._num_waiting += 1
+        asleep = threading.Lock()
+        asleep.acquire()
         try:
-            return self._held_after(self._condition.wait, timeout)
+            self._waiting.add(asleep)
+            return self.outside(asleep.acquire, True, -1 if timeout is None else max(0.0, timeout))
         finally:
-            self._num_waiting -= 1
+            self._waiting.discard(asleep)
 
     def wait_for(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
         """Wait until ``predicate()`` is true, or the timeout; return what it returned last."""
@@ -83,22 +84,15 @@ class Changed(_Lock):  # type: ignore[misc] # typing does not know that the type
 
     def notify_all(self) -> None:
         """Wake all who wait. Costs next to nothing while nobody does, as beside a lone caller."""
-        if self._num_waiting:
-            self._condition.notify_all()
+        for asleep in self._waiting:
+            if asleep.locked():  # else somebody has, and it has not come to take the lock yet
+                asleep.release()
 
     def outside(self, call: Callable[..., T], *args: Any) -> T:
         """Return what ``call(*args)`` returns, called without the lock, which is held again whatever ends the call."""
-        found: T = self._held_after(self._without, call, args)
-        return found
-
-    def _without(self, call: Callable[..., T], args: Sequence[Any]) -> T:
-        self.release()
-        return call(*args)
-
-    def _held_after(self, call: Callable[..., T], *args: Any) -> T:
-        """Return what ``call(*args)`` returns, and hold the lock; what interrupts that is raised once it is held."""
         interruption: BaseException | None = None
         try:
+            self.release()
             return call(*args)
         finally:
             while True:  # here, and not in a function of its own: as one begins, an interruption may come

@@ -18,7 +18,12 @@ class Deadline:
     @classmethod
     def after(cls, seconds: float) -> Deadline:
         """Return the deadline ``seconds`` from now. -1 never passes, 0 has passed already, as in Ray."""
-        return cls(math.inf if seconds == -1 else time.monotonic() + seconds)
+        return cls.since(time.monotonic(), seconds)
+
+    @classmethod
+    def since(cls, at: float, seconds: float) -> Deadline:
+        """Return the deadline ``seconds`` after ``at``, on the monotonic clock; -1 and 0 as in ``after``."""
+        return cls(math.inf if seconds == -1 else at + seconds)
 
     def remaining_s(self) -> float:
         """Return the seconds left: never negative, infinite if the deadline never passes."""

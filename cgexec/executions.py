@@ -52,6 +52,7 @@ from cgexec.status import JobError, JobFailed, JobPreempted, JobStatus, JobSucce
 from cgexec.topology import HostInfo, LostHost
 
 _DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
+_READY, _CLOSED = GraphState.READY, GraphState.CLOSED  # looked up on an enum, a member takes several times as long
 
 
 class Executions:
@@ -93,22 +94,22 @@ class Executions:
 
     def submit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
         """Send one execution, waiting for room up to the submit timeout; raises GraphClosedError only."""
-        deadline = Deadline.after(self.settings.submit_timeout_s.value)
         with self._changed:
             execution = self._new_locked(args, kwargs)
-            self._sender.send_in_turn(execution, deadline)
+            self._sender.send_in_turn(execution, self._submit_by(execution))
         self._reader.spent.clear()
         return execution
 
     def execute(self, args: Sequence[Any], kwargs: Mapping[str, Any], timeout_s: float | None) -> JobStatus:
         """See ``GraphExecutor.execute``: as ``submit`` and ``wait_status``, in one go."""
-        wait_s, submit_by = self.wait_s(timeout_s), Deadline.after(self.settings.submit_timeout_s.value)
+        wait_s = self.wait_s(timeout_s)
         with self._changed:
             execution = self._new_locked(args, kwargs)
-            self._sender.send_in_turn(execution, submit_by)
-            deadline = Deadline.after(wait_s)
-            status = self._wait_locked(execution, deadline)
-            lost = execution.final is not None and not isinstance(status, (JobSucceeded, JobFailed))
+            self._sender.send_in_turn(execution, self._submit_by(execution))
+            started = time.monotonic()
+            deadline = Deadline.since(started, wait_s)
+            status = self._wait_locked(execution, deadline, started)
+            lost = not isinstance(status, (JobSucceeded, JobFailed)) and execution.final is not None
             if lost and execution.attempts > 0:  # let the next one find the graph rebuilt
                 self._changed.wait_for(lambda: self._lifecycle.state not in _DOWN, deadline.wait_s())
         self._reader.spent.clear()
@@ -137,25 +138,27 @@ class Executions:
 
     def _new_locked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Execution:
         """Return a new execution. Raises GraphClosedError."""
-        self._check_open_locked()
-        number, self._num_submitted = self._num_submitted, self._num_submitted + 1
-        return Execution(self, self.name, self.kind, number, args, kwargs)
+        if self._lifecycle.state is _CLOSED:
+            self._check_open_locked()
+        number = self._num_submitted
+        self._num_submitted = number + 1
+        return Execution(self, self.name, self.kind, number, args, kwargs, time.monotonic())
+
+    def _submit_by(self, execution: Execution) -> Deadline:
+        return Deadline.since(execution.submitted_at, self.settings.submit_timeout_s.value)
 
     def admit_locked(self, execution: Execution, its_turn: bool, late: bool) -> Engine | None:
         """See ``sending.Keeper``."""
+        engine = self._usable_engine()
+        if engine is not None and its_turn:
+            has_room = len(self._reader.in_flight) < engine.capacity
+            if has_room or (late and self._reader.look(self.has_room_locked)):
+                execution.generation, execution.hosts = self._lifecycle.generation, self._hosts
+                return engine
         self._check_open_locked()
         if self._lifecycle.state is GraphState.FAILED:
             self._refuse_locked(execution, self._failure or GraphFailedError(f"graph {self.name!r} has failed"))
-            return None
-        engine = self._usable_engine()
-        if (
-            engine is not None
-            and its_turn
-            and (self.has_room_locked() or (late and self._reader.look(self.has_room_locked)))
-        ):
-            execution.generation, execution.hosts = self._lifecycle.generation, self._hosts
-            return engine
-        if late and execution.is_in_line():
+        elif late and execution.is_in_line():
             self._refuse_late_locked(execution)
         return None
 
@@ -169,11 +172,11 @@ class Executions:
         self.gave_up()
 
     def _check_open_locked(self) -> None:
-        if self._lifecycle.state is GraphState.CLOSED:
+        if self._lifecycle.state is _CLOSED:
             raise GraphClosedError(f"graph {self.name!r} is closed")
 
     def _usable_engine(self) -> Engine | None:
-        engine = self._reader.engine if self._lifecycle.state is GraphState.READY else None
+        engine = self._reader.engine if self._lifecycle.state is _READY else None
         return None if engine is None or engine.broken else engine
 
     def has_room_locked(self, ahead: int = 0) -> bool:
@@ -193,7 +196,8 @@ class Executions:
         self._sender.leave(execution)
         execution.sent_at = execution.sent_at or time.monotonic()
         execution.spec, execution.loss = engine.spec, None
-        self._reader.spent.append(execution.received)  # before it was lost: what stays, if it is never sent again
+        if execution.received:  # before it was lost: what stays, if it is never sent again
+            self._reader.spent.append(execution.received)
         execution.received = [None] * len(engine.spec.outputs)
         in_flight, is_current = self._reader.in_flight, engine is self._reader.engine
         # From here to where it is in flight nothing is called, and so nothing can come in between.
@@ -220,17 +224,16 @@ class Executions:
 
     def wait_status(self, execution: Execution, timeout_s: float | None) -> JobStatus:
         """See ``Execution.status``."""
-        deadline = Deadline.after(self.wait_s(timeout_s))
+        wait_s, started = self.wait_s(timeout_s), time.monotonic()
         with self._changed:
-            status = self._wait_locked(execution, deadline)
+            status = self._wait_locked(execution, Deadline.since(started, wait_s), started)
         self._reader.spent.clear()
         return status
 
-    def _wait_locked(self, execution: Execution, deadline: Deadline) -> JobStatus:
-        """Return the outcome of ``execution``, or a pending JobError at the deadline."""
-        started = time.monotonic()
+    def _wait_locked(self, execution: Execution, deadline: Deadline, started: float) -> JobStatus:
+        """Return the outcome of ``execution``, or a pending JobError at the deadline, of a wait that began then."""
         self._reader.until(lambda: execution.final is not None, deadline)
-        return self._answer_locked(execution, time.monotonic() - started)
+        return self._answer_locked(execution, started)
 
     def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
         """See ``Execution.outputs``."""
@@ -266,9 +269,9 @@ class Executions:
         if engine is not None:
             self._overseer.wait_ran_out(engine)
 
-    def _answer_locked(self, execution: Execution, waited_s: float) -> JobStatus:
+    def _answer_locked(self, execution: Execution, started: float) -> JobStatus:
         if execution.final is None:
-            return self._ran_out_locked(execution, waited_s)
+            return self._ran_out_locked(execution, time.monotonic() - started)
         execution.collected = True
         return execution.final
 
@@ -291,15 +294,14 @@ class Executions:
         It has been sent already, and has left the line, where that takes no time. Else ``when_sent`` is told. Raises
         GraphClosedError.
         """
-        deadline = Deadline.after(self.settings.submit_timeout_s.value)
         with self._changed:
             if self._attendance.is_here() and self.has_room_locked() and self._sender.can_send_now(args, kwargs):
                 execution = self._new_locked(args, kwargs)
-                self._sender.send_now(execution, deadline, when_sent, self._pump.start)
+                self._sender.send_now(execution, self._submit_by(execution), when_sent, self._pump.start)
             else:
                 self._pump.start()  # first: nobody else would send it
                 execution = self._new_locked(args, kwargs)
-                execution.submit_by, execution.when_sent = deadline, when_sent
+                execution.submit_by, execution.when_sent = self._submit_by(execution), when_sent
                 self._sender.join(execution)
             self._changed.notify_all()
         self._reader.spent.clear()
@@ -308,7 +310,7 @@ class Executions:
     def status_now(self, execution: Execution, waited_s: float) -> JobStatus:
         """Return the outcome of ``execution``, or a pending JobError for somebody who has waited for it."""
         with self._changed:
-            status = self._answer_locked(execution, waited_s)
+            status = self._answer_locked(execution, time.monotonic() - waited_s)
         self._reader.spent.clear()
         return status
 

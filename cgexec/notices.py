@@ -91,7 +91,8 @@ class Notices:
 
     def settled(self, execution: Execution) -> None:
         """Tell whoever waits for it that an execution has settled."""
-        self.sent(execution)
+        if execution.when_sent is not None:
+            self.sent(execution)
         if self._withdrawn:
             self._sort_out()
         if execution.signals:

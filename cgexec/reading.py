@@ -139,11 +139,11 @@ class Reader:
         if engine is None:
             return
         if self._fail_fast and head.error_seen_at is not None and head.final is None:
-            timeout_s = min(timeout_s, max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic()))
+            timeout_s = min(timeout_s, _left_of_grace_s(head))
         self._reading_thread, self.reading = threading.get_ident(), engine
         broke_by: Exception | None = None
         try:
-            if not head.has_all():  # else who read the last of them was interrupted twice
+            if None in head.received:  # else who read the last of them was interrupted twice
                 if at_once is None:
                     self._changed.outside(engine.collect, head.received, timeout_s)
                 else:
@@ -173,12 +173,18 @@ class Reader:
 
     def _advance(self, head: Execution) -> None:
         """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""
-        complete = head.has_all()
+        complete = None not in head.received
         if head.error_seen_at is None and head.has_error():
             head.error_seen_at = time.monotonic()
-        overdue = head.error_seen_at is not None and time.monotonic() >= head.error_seen_at + FAIL_FAST_GRACE_S
-        if head.spec is not None and (complete or (self._fail_fast and overdue)):
+        if head.spec is not None and (complete or (self._fail_fast and _left_of_grace_s(head) == 0)):
             self._settle(head, head.final or status_of_outputs(head.draft_info, head.spec, head.received, head.hosts))
         if complete:
             head.complete = True
             self.spent.append(self.in_flight.popleft())
+
+
+def _left_of_grace_s(head: Execution) -> float:
+    """Return for how long the other outputs of an execution with an error are waited for."""
+    return (
+        math.inf if head.error_seen_at is None else max(0.0, head.error_seen_at + FAIL_FAST_GRACE_S - time.monotonic())
+    )

@@ -13,7 +13,6 @@ meanwhile helps to settle what is in flight; the others, and all that is sent ag
 
 from __future__ import annotations
 
-import math
 import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
@@ -81,16 +80,15 @@ class Sender:
 
     def leave(self, execution: Execution) -> None:
         """Take an execution out of the line: it has been sent, or has settled."""
-        place = self._place(execution)
-        if place < len(self.line) and self.line[place] is execution:  # else Ctrl-C came before it had joined
-            del self.line[place]
-        if self.line:
+        line = self.line
+        place = 0 if line and line[0] is execution else self._place(execution)
+        if place < len(line) and line[place] is execution:  # else Ctrl-C came before it had joined
+            del line[place]
+        if line:
             self._changed.notify_all()
 
     def _place(self, execution: Execution) -> int:
         """Return how many are in line before an execution."""
-        if self.line and self.line[0] is execution:  # as a rule
-            return 0
         return bisect_left(self.line, execution.number, key=_number)
 
     def send_in_turn(self, execution: Execution, deadline: Deadline) -> None:
@@ -165,11 +163,12 @@ class Sender:
 
     def _advance(self, execution: Execution, deadline: Deadline) -> bool:
         """Send the execution if that can be done now; return whether anything was done, and is to be looked at."""
-        ahead = self._place(execution)
-        engine = self._keeper.admit_locked(execution, ahead == 0, False)
+        its_turn = self.line[0] is execution
+        engine = self._keeper.admit_locked(execution, its_turn, False)
         if engine is None and execution.is_in_line() and deadline.remaining_s() == 0:
+            ahead = self._place(execution)
             about_to = ahead > 0 and deadline.late_s() < _FOR_ITS_TURN_S and self._keeper.has_room_locked(ahead)
-            engine = self._keeper.admit_locked(execution, ahead == 0, not about_to)
+            engine = self._keeper.admit_locked(execution, its_turn, not about_to)
         if engine is not None:
             self._send(engine, execution, deadline)
         return engine is not None or not execution.is_in_line()
@@ -197,7 +196,8 @@ class Sender:
 
     def _transmit(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
         """Serialise the input and write it, without the lock; ``execution.writing`` from when it may be written."""
-        encoded = self._encode(engine, execution)
+        args, kwargs = (execution.args, execution.kwargs) if self._retries == 0 else self._kept(execution)
+        encoded = engine.encode(args, kwargs)
         if execution.submit_by is None:  # nobody but this thread settles it while it is in line
             execution.writing = True
         else:
@@ -205,15 +205,13 @@ class Sender:
                 if not execution.is_in_line():  # it was withdrawn meanwhile
                     return
                 execution.writing = True
-        engine.send(encoded, -1 if deadline.at == math.inf else deadline.remaining_s())
+        engine.send(encoded, deadline)
 
-    def _encode(self, engine: Engine, execution: Execution) -> Any:
-        """Return the input, serialised for ``engine``: what is sent again is what was sent the first time."""
-        if self._retries == 0:
-            return engine.encode(execution.args, execution.kwargs)
+    def _kept(self, execution: Execution) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return the input, serialised: what is sent again is what was sent the first time."""
         if execution.kept is None:
             execution.kept = kept_inputs(execution.args, execution.kwargs)
-        return engine.encode(*execution.kept)
+        return execution.kept
 
     def _settle_unsent(self, execution: Execution, verdict: Verdict, error: BaseException) -> None:
         """Settle an execution that is not sent, or not again: its input does not fit fewer hosts, say."""

@@ -240,7 +240,7 @@ class ActorCallsEngine(EngineOverRay):
         """Return the serialised inputs; nothing is sent."""
         return encoded_inputs(self.spec, [(key, payload.encode) for key in self._keys], args, kwargs)
 
-    def send(self, encoded: Sequence[Encoded], timeout_s: float) -> None:  # noqa: ARG002 - a call does not wait
+    def send(self, encoded: Sequence[Encoded], deadline: Deadline) -> None:  # noqa: ARG002 - a call does not wait
         """Submit the calls of one execution."""
         if self.broken:
             raise EngineBrokenError(RayChannelError("a host has left the graph"))

@@ -80,7 +80,6 @@ from cgexec.settings import Settings
 _logger = logger(__name__)
 
 _MIN_TEARDOWN_S = 0.2  # after the loops were told to end, even if no time is left: those that are idle end in 30 ms
-_FOR_EVER = Deadline.after(-1)
 _UNREACHABLE_S = 5.0  # for Ray to notice that a process has gone, and to begin to restart it: else it is killed
 
 
@@ -208,16 +207,17 @@ class CompiledEngine(EngineOverRay):
         """Return the serialised value for each input channel; nothing is sent."""
         return encoded_inputs(self.spec, self._encoders, args, kwargs)
 
-    def send(self, encoded: Sequence[Any], timeout_s: float) -> None:
+    def send(self, encoded: Sequence[Any], deadline: Deadline) -> None:
         """Write one execution's inputs to their channels."""
         if self.broken:
             raise EngineBrokenError(RayChannelError("Channel closed."))
-        deadline = Deadline.after(timeout_s) if self._may_wait_to_send else _FOR_EVER
-        for index, (end, value) in enumerate(zip(self._inputs, encoded, strict=True)):
+        first = True
+        for end, value in zip(self._inputs, encoded, strict=True):
             try:
-                end.write(value, self._num_sent, deadline, first=index == 0)
+                end.write(value, self._num_sent, deadline, first)
+                first = False
             except NothingWrittenError as error:
-                raise SendTimeoutError(f"no room in the input channel after {timeout_s:g} s") from error
+                raise SendTimeoutError(f"there was no room in the input channel in time: {error}") from error
             except (RayChannelError, RayChannelTimeoutError) as error:
                 # Some readers have the input and some may not.
                 self.broken = True

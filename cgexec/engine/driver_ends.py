@@ -44,7 +44,7 @@ class InputEnd(Protocol):
     def encode(self, value: Any) -> Any:
         """Return ``value`` ready to be written. Raises whatever makes it unfit."""
 
-    def write(self, encoded: Any, execution: int, deadline: Deadline, *, first: bool) -> None:
+    def write(self, encoded: Any, execution: int, deadline: Deadline, first: bool) -> None:
         """Write one value; ``first`` if nothing of the execution has been written yet.
 
         Raises:
@@ -72,7 +72,7 @@ class SocketInput:
         self.key = key
         self._outlet = outlet
 
-    def write(self, encoded: Encoded, execution: int, deadline: Deadline, *, first: bool) -> None:  # noqa: ARG002
+    def write(self, encoded: Encoded, execution: int, deadline: Deadline, first: bool) -> None:  # noqa: ARG002
         self._outlet.put(encoded, None, execution)
 
     def has_backlog(self) -> bool:
@@ -228,7 +228,7 @@ class RayInput:
         self._edge = edge
         self._buffer_size_bytes = buffer_size_bytes
 
-    def write(self, encoded: Encoded, execution: int, deadline: Deadline, *, first: bool) -> None:
+    def write(self, encoded: Encoded, execution: int, deadline: Deadline, first: bool) -> None:
         serialised = _serialised(self._edge.tagged(encoded, execution))
         _write(self._edge.carrier, serialised, deadline, self._buffer_size_bytes if first else 0)
 
@@ -244,7 +244,7 @@ class ForeignInput:
     def encode(self, value: Any) -> Any:
         return _serialised(payload.decode(value) if isinstance(value, Encoded) else value)
 
-    def write(self, encoded: Any, execution: int, deadline: Deadline, *, first: bool) -> None:  # noqa: ARG002
+    def write(self, encoded: Any, execution: int, deadline: Deadline, first: bool) -> None:  # noqa: ARG002
         _write(self._channel, encoded, deadline, self._buffer_size_bytes if first else 0)
 
 

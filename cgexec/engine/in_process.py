@@ -131,7 +131,7 @@ class InProcessEngine:
         encoded = encoded_inputs(self.spec, [(key, payload.encode) for key in self._keys], args, kwargs)
         return dict(zip(self._keys, encoded, strict=True))
 
-    def send(self, encoded: Mapping[Any, Encoded], timeout_s: float) -> None:  # noqa: ARG002 - there is always room
+    def send(self, encoded: Mapping[Any, Encoded], deadline: Deadline) -> None:  # noqa: ARG002 - there is always room
         """Put one execution's steps into the mailboxes."""
         number = self._num_sent
         frames = {key: join(pack(each, self.generation, number)) for key, each in encoded.items()}

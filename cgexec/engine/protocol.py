@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from cgexec.deadline import Deadline
 from cgexec.isolation import bare
 from cgexec.topology import HostInfo
 
@@ -224,8 +225,8 @@ class Engine(Protocol):
         Raises whatever makes them unfit: TypeError for a wrong arity, anything at all from a failing serialisation.
         """
 
-    def send(self, encoded: Any, timeout_s: float) -> None:
-        """Send one execution.
+    def send(self, encoded: Any, deadline: Deadline) -> None:
+        """Send one execution, waiting for room until the deadline.
 
         Raises:
             SendTimeoutError: no room in time; nothing was sent.

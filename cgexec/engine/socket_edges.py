@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayChannelError
@@ -30,6 +31,7 @@ class FromWire:
     def __init__(self, hub: Hub, channel_id: bytes) -> None:
         self._inlet = hub.inlet(channel_id)
         self._wire: Wire | None = None
+        self._look: Callable[[], object] | None = None
 
     def next(self) -> Taken:
         return Taken.from_frame(self.next_frame())
@@ -37,6 +39,8 @@ class FromWire:
     def next_frame(self) -> Frame:
         """Wait for the next frame. Raises RayChannelError when the graph has ended."""
         wire = self._wire or self._connected()
+        if self._look is not None and not wire.amid:
+            self._look()
         try:
             frame = wire.receive(block=True)
         except WireClosedError as error:
@@ -45,18 +49,12 @@ class FromWire:
             raise RayChannelError("Channel closed: nothing came")
         return frame
 
-    def looking(self, spin: Spin) -> Callable[[], Frame]:
-        """Return what does as ``next_frame``, but looks for a moment before it sleeps."""
+    def look_first(self, spin: Spin) -> None:
+        """Have ``next_frame`` look for a moment before it sleeps."""
         wire = self._wire or self._connected()
         poller = select.poll()
         poller.register(wire.fileno(), select.POLLIN)
-
-        def next_frame() -> Frame:
-            if not wire.amid:
-                spin.look(poller)
-            return self.next_frame()
-
-        return next_frame
+        self._look = partial(spin.look, poller)
 
     def _connected(self) -> Wire:
         self._inlet.connected.wait()

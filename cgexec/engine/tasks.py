@@ -192,10 +192,9 @@ class FramedTask(_OurTask):
     def _serve(self, instance: Any, lone: _Lone) -> bool:
         """Do all three, for one execution after the other, until the graph has ended; returns True."""
         try:
-            next_frame = lone.incoming.next_frame
             if self._is_only_host and cores() > 1:
-                next_frame = lone.incoming.looking(Spin(True))
-            self._step.serve(instance, next_frame, lone.outlet.put)
+                lone.incoming.look_first(Spin(True))
+            self._step.serve(instance, lone.incoming.next_frame, lone.outlet.put)
         except RayChannelError:
             return True
 

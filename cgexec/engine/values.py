@@ -35,17 +35,15 @@ def encoded_inputs(
     encoded = []
     for key, encode in ends:
         value = args[key or 0] if key is None or isinstance(key, int) else kwargs[key]
-        encoded.append((_plain(value) if encode is payload.encode else None) or _ready(key, encode, value))
+        ready = None
+        if encode is payload.encode:
+            try:
+                ready = payload.encode_plain(value)
+            except Exception as error:
+                if is_interruption(error):
+                    raise  # else there is no memory for it, say: the longer way has words for that
+        encoded.append(ready or _ready(key, encode, value))
     return encoded
-
-
-def _plain(value: Any) -> Encoded | None:
-    try:
-        return payload.encode_plain(value)
-    except Exception as error:
-        if is_interruption(error):
-            raise
-        return None  # there is no memory for it, say: the longer way has words for that
 
 
 def kept_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -80,6 +80,7 @@ class Wire:
         self.sock = _Socket(fileno=sock.detach())
         self.sock.setblocking(True)  # whatever the process's default timeout of sockets is
         self.passes_descriptors = self.sock.family == socket.AF_UNIX
+        self._ancillary_bytes = _ANCILLARY_BYTES if self.passes_descriptors else 0
         self._generation = generation
         self._on_backlog = on_backlog
         self._sending = threading.Lock()
@@ -146,28 +147,50 @@ class Wire:
 
         ``descriptor`` goes with its first byte.
         """
+        if len(pieces) == 1 and descriptor is None:  # as a rule
+            self._send_whole(pieces[0])
+            return
         with self._sending:
             if self._shut:
                 raise WireClosedError("the connection was closed")
             sent = 0 if self._unsent else self._try(pieces, descriptor)
-            if len(pieces) == 1 and sent == len(pieces[0]):
+            if not self._keep(pieces, sent, descriptor):
                 return
-            left = _behind(pieces, sent)
-            if not left:
-                return
-            try:
-                self._unsent.append(_Unsent(left, descriptor if sent == 0 else None))
-            except OSError as error:  # no descriptor left: nothing that comes later would find its place
-                self.shut()
-                raise WireClosedError(str(error)) from error
         self._on_backlog(self)
+
+    def _send_whole(self, frame: Bytes) -> None:
+        with self._sending:
+            if self._shut:
+                raise WireClosedError("the connection was closed")
+            sent = 0
+            if not self._unsent:
+                try:
+                    sent = self.sock.send(frame, _NOT_NOW)
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    raise WireClosedError(str(error)) from error
+                if sent == len(frame):
+                    return
+            self._keep([frame], sent, None)
+        self._on_backlog(self)
+
+    def _keep(self, pieces: Sequence[Bytes], sent: int, descriptor: int | None) -> bool:
+        """Keep what is left behind the bytes that were sent, for ``flush``; return whether there is anything."""
+        left = _behind(pieces, sent)
+        if not left:
+            return False
+        try:
+            self._unsent.append(_Unsent(left, descriptor if sent == 0 else None))
+        except OSError as error:  # no descriptor left: nothing that comes later would find its place
+            self.shut()
+            raise WireClosedError(str(error)) from error
+        return True
 
     def _try(self, pieces: Sequence[Bytes], descriptor: int | None) -> int:
         """Send what the socket takes now; return how many bytes that was."""
         total = 0
         try:
-            if len(pieces) == 1 and descriptor is None:
-                return self.sock.send(pieces[0], _NOT_NOW)
             while left := _behind(pieces, total):
                 total += self.sock.sendmsg(left[:_MOST_PIECES], _rights(descriptor), _NOT_NOW)
                 descriptor = None
@@ -223,7 +246,9 @@ class Wire:
         flags = 0 if block else _DONT_WAIT
         if not (self._data or self._header is not None or self._no_frame):  # nothing is left from before, as a rule
             try:
-                data = self._receive_chunk(flags)
+                data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, self._ancillary_bytes, flags | _CLOSE_ON_EXEC)
+                if ancillary:
+                    self._take_descriptors(ancillary)
                 frame = unpack_plain(data)
             except BlockingIOError:
                 return None
@@ -338,7 +363,9 @@ class Wire:
                 received = self.sock.recv_into(rest, 0, flags)
                 self._filled += received
             else:
-                data = self._receive_chunk(flags)
+                data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, self._ancillary_bytes, flags | _CLOSE_ON_EXEC)
+                if ancillary:
+                    self._take_descriptors(ancillary)
                 received = len(data)
                 self._data = data if self._start == len(self._data) else self._data[self._start :] + data
                 self._start = 0
@@ -347,14 +374,6 @@ class Wire:
         if received == 0:
             raise WireClosedError("the other end has gone")
         return True
-
-    def _receive_chunk(self, flags: int) -> bytes:
-        if not self.passes_descriptors:
-            return self.sock.recv(_CHUNK_BYTES, flags)
-        data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, _ANCILLARY_BYTES, flags | _CLOSE_ON_EXEC)
-        if ancillary:
-            self._take_descriptors(ancillary)
-        return data
 
     def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, content in ancillary:

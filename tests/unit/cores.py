@@ -50,7 +50,7 @@ class Script:
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return plain(args[0])
 
-    def send(self, encoded: Any, timeout_s: float) -> None:
+    def send(self, encoded: Any, deadline: Any) -> None:
         step = self.sending.pop(0) if self.sending else None
         if isinstance(step, BaseException):
             raise step

@@ -462,11 +462,11 @@ def test_nobody_sends_what_the_event_loop_is_just_sending(graphs: Makes) -> None
     sent: list[Any] = []
 
     class Slow(CompiledEngine):
-        def send(self, encoded: Any, timeout_s: float) -> None:
+        def send(self, encoded: Any, deadline: Any) -> None:
             sent.append(threading.current_thread())
             graph.core._changed.within(LONG_S, graph.core._changed.notify_all)
             time.sleep(0.05)  # the sender, if it is awake, has all the time that it needs
-            super().send(encoded, timeout_s)
+            super().send(encoded, deadline)
 
     async def main() -> None:
         graph.core.current_engine().__class__ = Slow
@@ -487,7 +487,7 @@ def test_what_was_not_written_as_the_generation_broke_is_sent_on_the_next(graphs
     _, later = graph.generations  # type: ignore[attr-defined]
 
     class Broken(CompiledEngine):
-        def send(self, encoded: Any, timeout_s: float) -> None:
+        def send(self, encoded: Any, deadline: Any) -> None:
             self.broken = True
             raise EngineBrokenError(ConnectionError("gone"))
 
@@ -507,7 +507,7 @@ def test_a_graph_that_is_closed_as_the_event_loop_sends_says_so(graphs: Makes) -
     graph, _ = graphs()
 
     class Closing(CompiledEngine):
-        def send(self, encoded: Any, timeout_s: float) -> None:
+        def send(self, encoded: Any, deadline: Any) -> None:
             graph.core.close()
             self.broken = True
             raise EngineBrokenError(ConnectionError("gone"))
@@ -600,17 +600,17 @@ def test_what_is_to_be_sent_again_is_left_to_the_pump(graphs: Makes) -> None:
     sent: list[Any] = []
 
     class Lost(CompiledEngine):
-        def send(self, encoded: Any, timeout_s: float) -> None:
-            super().send(encoded, timeout_s)
+        def send(self, encoded: Any, deadline: Any) -> None:
+            super().send(encoded, deadline)
             core.break_off(self, graph.why)
             core.happened(GraphEvent.REBUILD, "")
             timer = threading.Timer(SHORT_S, core.open, (graph.next, ()))  # longer than the submit timeout
             timer.start()
 
     class Noting(CompiledEngine):
-        def send(self, encoded: Any, timeout_s: float) -> None:
+        def send(self, encoded: Any, deadline: Any) -> None:
             sent.append(threading.current_thread())
-            super().send(encoded, timeout_s)
+            super().send(encoded, deadline)
 
     async def main() -> None:
         core.current_engine().__class__, graph.next.__class__ = Lost, Noting
@@ -739,9 +739,9 @@ def interrupted_once(place: int, seen: list[str]) -> None:
         graph.next = engine_over(generations[1])
 
         class Answering(CompiledEngine):
-            def send(self, encoded: Any, timeout_s: float) -> None:
+            def send(self, encoded: Any, deadline: Any) -> None:
                 execution = self._num_sent
-                super().send(encoded[1:], timeout_s)
+                super().send(encoded[1:], deadline)
                 answer(generations[self is graph.next], execution, encoded[0])
 
             def encode(self, args: Any, kwargs: Any) -> Any:
@@ -788,10 +788,10 @@ def test_a_thread_and_coroutines_side_by_side_get_their_own_answers(graphs: Make
         def encode(self, args: Any, kwargs: Any) -> Any:
             return [args[0], *encode_as_it_was(args, kwargs)]
 
-        def send(self, encoded: Any, timeout_s: float) -> None:
+        def send(self, encoded: Any, deadline: Any) -> None:
             execution = self._num_sent
             inputs.append(encoded[0])
-            super().send(encoded[1:], timeout_s)
+            super().send(encoded[1:], deadline)
             threads.submit(self.answer, execution, encoded[0])
 
         def answer(self, execution: int, value: int) -> None:

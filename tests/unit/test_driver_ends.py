@@ -16,6 +16,7 @@ from outputs import FAILED, LONG_S, Outputs, graph_over
 from ray.exceptions import RayChannelError, RayChannelTimeoutError
 
 from cgexec import Execution, JobFailed, JobSucceeded
+from cgexec.deadline import Deadline
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.driver_ends import ForeignInput, SocketInput
 from cgexec.engine.payload import decode
@@ -85,7 +86,7 @@ def test_only_what_goes_over_wires_alone_is_sent_without_a_bound(ends: tuple[Any
     engine._inputs = [made[end]() for end in ends]
     engine._may_wait_to_send = not all(isinstance(end, SocketInput) for end in engine._inputs)
     engine.broken, engine._num_sent = False, 0
-    engine.send([SimpleNamespace(total_bytes=1, metadata=b"")] * len(ends), 0.5)
+    engine.send([SimpleNamespace(total_bytes=1, metadata=b"")] * len(ends), Deadline.after(0.5))
     assert all(0.4 < timeout <= wait_s for timeout in seen)
     assert len(seen) == len(ends) - 1
 

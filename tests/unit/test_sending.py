@@ -87,10 +87,10 @@ class Writing(Script):
         super().__init__(**steps)
         self.begun, self.may_go_on = threading.Event(), threading.Event()
 
-    def send(self, encoded: Any, timeout_s: float) -> None:
+    def send(self, encoded: Any, deadline: Any) -> None:
         self.begun.set()
         assert self.may_go_on.wait(30)
-        super().send(encoded, timeout_s)
+        super().send(encoded, deadline)
 
 
 def test_who_has_cancelled_is_not_sent_unless_it_is_being_sent(graphs: Any) -> None:
@@ -279,7 +279,7 @@ def test_who_waits_for_what_is_sent_again_is_woken(graphs: Any) -> None:
     statuses: list[JobStatus] = []
     waiting = threading.Thread(target=lambda: statuses.append(execution.status(-1)), daemon=True)
     waiting.start()
-    assert eventually(lambda: graph.breaks and graph.core._changed._num_waiting)
+    assert eventually(lambda: graph.breaks and graph.core._changed._waiting)
     assert [status.info.state for status in execution.outputs(0)] == ["pending"] * 2
     graph.may_recover.set()
     waiting.join(30)

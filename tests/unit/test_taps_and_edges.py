@@ -274,7 +274,8 @@ def test_a_reader_that_waits_for_its_writer_is_woken_when_the_graph_ends(site: S
 def test_frames_that_are_looked_for_come_in_order_and_whole_and_so_does_the_end(site: Site, may_pay: bool) -> None:
     reader, writer = site.hub(FIRST), site.hub(SECOND)
     wire = writer.connect_edge(CHANNEL, reader.address, Deadline.after(LONG_S))
-    next_frame = FromWire(reader, CHANNEL).looking(Spin(may_pay))
+    incoming = FromWire(reader, CHANNEL)
+    incoming.look_first(Spin(may_pay))
     values = [b"short", "x" * 200_000, np.arange(3), 4]
 
     def write() -> None:
@@ -288,10 +289,10 @@ def test_frames_that_are_looked_for_come_in_order_and_whole_and_so_does_the_end(
     writing = threading.Thread(target=write)
     writing.start()
     for execution, each in enumerate(values):
-        frame = next_frame()
+        frame = incoming.next_frame()
         assert frame.execution == execution
         np.testing.assert_array_equal(payload.decode(frame), each)
         del frame
     with pytest.raises(RayChannelError, match="Channel closed"):
-        next_frame()
+        incoming.next_frame()
     writing.join(LONG_S)

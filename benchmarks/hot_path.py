@@ -10,6 +10,7 @@ nothing else has disturbed. The parts are put together here from the inside of c
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from cgexec.engine.ray_context import effective_settings
 from cgexec.engine.socket_edges import FromWire, SocketOutlet
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Step
+from cgexec.engine.stream import Stream
 from cgexec.engine.wire import Wire
 from cgexec.isolation import Apart
 
@@ -85,28 +87,35 @@ class Ends:
     """The driver's engine and what an actor does, over a pair of sockets in one process."""
 
     def __init__(self) -> None:
-        here, there = socket.socketpair()
-        self.driver, self.actor = (Wire(end, 0, lambda _wire: None) for end in (here, there))
-        self.engine = self._engine(self._hub(self.driver))
-        hub = self._hub(self.actor)
-        self.incoming, self.outlet = FromWire(hub, b""), SocketOutlet(hub, [self.actor], None)
+        (to_actor, in_actor), (to_driver, in_driver) = self._edge(), self._edge()
+        self.engine = self._engine(self._hub(in_driver), to_actor)
+        hub = self._hub(in_actor)
+        self.incoming, self.outlet = FromWire(hub, b""), SocketOutlet(hub, [to_driver], None)
         self.step = Step(OutputPort(0, "echo"), 1, [None])
+
+    @staticmethod
+    def _edge() -> list[Wire]:
+        """Return the end that is written and the end that is read of an edge within one node."""
+        ends = [Stream(end) for end in socket.socketpair()]
+        ends[0].give_pipe()
+        ends[1].take_pipe()
+        return [Wire(end, 0, lambda _wire: None) for end in ends]
 
     @staticmethod
     def _hub(wire: Wire) -> Any:
         inlet = SimpleNamespace(wire=wire, connected=SimpleNamespace(wait=lambda: True))
         return SimpleNamespace(inlet=lambda _channel: inlet, key=SimpleNamespace(generation=0), edge_wires=list)
 
-    def _engine(self, hub: Any) -> CompiledEngine:
+    def _engine(self, hub: Any, to_actor: Wire) -> CompiledEngine:
         engine = CompiledEngine.__new__(CompiledEngine)
         engine.spec, engine.broken, engine._may_wait_to_send = SPEC, False, False
         engine._num_sent, engine._num_collected, engine._apart = 0, 0, Apart()
-        engine._inputs = [SocketInput(None, SocketOutlet(hub, [self.driver], None))]
+        engine._inputs = [SocketInput(None, SocketOutlet(hub, [to_actor], None))]
         engine._encoders = [(end.key, end.encode) for end in engine._inputs]
         edge: Any = SimpleNamespace(channel_id=b"")
         output = SocketOutput(edge, hub)
         output.places = [0]
-        engine._outputs, engine._over_wires = [output], WireOutputs([output], None, Spin(False))
+        engine._outputs, engine._over_wires = [output], WireOutputs([output], None, Spin(True))
         return engine
 
     def answer(self, count: int, between: Callable[[str], None]) -> None:
@@ -153,12 +162,12 @@ def main() -> None:
     options = harness.options(__doc__ or "", rounds=ROUNDS, calls=CALLS)
     found: harness.Rounds = {}
     ends, execute = Ends(), beside_the_engine()
-    here, there = socket.socketpair()
+    there, here = os.pipe()
     frame = b"x" * (HEAD_BYTES + 1)
 
     def one_way() -> None:
-        here.send(frame)
-        there.recv(1 << 16)
+        os.write(here, frame)
+        os.read(there, 1 << 16)
 
     def all_of_it() -> None:
         ends.answer(options.calls, str)

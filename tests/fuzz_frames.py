@@ -11,7 +11,6 @@ docstrings name.
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import socket
@@ -22,7 +21,8 @@ import atheris
 with atheris.instrument_imports(include=["cgexec.engine.frames", "cgexec.engine.wire", "cgexec.engine.segments"]):
     from cgexec.engine.frames import HEADER, Frame, FrameError, Kind, unpack
     from cgexec.engine.segments import Segment
-    from cgexec.engine.wire import Wire, WireClosedError
+    from cgexec.engine.stream import Stream, WireClosedError
+from cgexec.engine.wire import Wire
 
 GENERATION = 3
 SEGMENT_BYTES = 1 << 16
@@ -68,13 +68,16 @@ def fuzz_unpack(data: bytes) -> None:
 
 def fuzz_wire(data: bytes) -> None:
     raw = data[1:] if data[:1] < b"\x40" else frames_of(data[1:], 4)
-    descriptors = array.array("i", DESCRIPTORS[: len(data) % (len(DESCRIPTORS) + 1)])
-    peer, sock = socket.socketpair()
-    wire = Wire(sock, GENERATION, lambda _: None)
+    descriptors = DESCRIPTORS[: len(data) % (len(DESCRIPTORS) + 1)]
+    peer, reader = (Stream(end) for end in socket.socketpair())
+    peer.give_pipe()
+    reader.take_pipe()
+    wire = Wire(reader, GENERATION, lambda _: None)
     try:
-        peer.settimeout(0)  # what does not fit at once is left out
-        peer.sendmsg([raw or b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)] if descriptors else [])
-        peer.shutdown(socket.SHUT_WR)
+        for descriptor in descriptors:
+            peer.pass_on(descriptor)
+        peer.write(raw)  # what does not fit at once is left out
+        peer.shut()
         while True:
             frame = wire.receive(block=True)
             assert frame is not None
@@ -84,11 +87,8 @@ def fuzz_wire(data: bytes) -> None:
     finally:
         frame = None
         wire.shut()
-        wire.sock.close()
-        peer.close()
-        for descriptor in wire._descriptors:
-            os.close(descriptor)
-        wire._descriptors.clear()
+        reader.let_go()
+        peer.let_go()
 
 
 SEGMENT = Segment(1, SEGMENT_BYTES)

@@ -226,11 +226,16 @@ class CompiledEngine(EngineOverRay):
 
     def collect(self, outputs: list[Output | None], timeout_s: float) -> None:
         """Read the output channels whose places are empty."""
+        over_wires = self._over_wires
+        if over_wires is not None and timeout_s > 0 and self._num_sent == self._num_collected + 1:
+            frame = over_wires.look()
+            if frame is not None:
+                self._fill_in(outputs, self._outputs[0], frame)
+                self._num_collected += 1
+                return
         waiting = self._waiting_for(outputs)
         left_s, ends_at = timeout_s, time.monotonic() + timeout_s
-        failed, over_wires = False, self._over_wires
-        if over_wires is not None and timeout_s > 0 and self._num_sent == self._num_collected + 1:
-            failed = self._fill(outputs, waiting, over_wires.look_for(waiting))
+        failed = False
         while waiting:
             found: Sequence[tuple[OutputEnd, Arrived]]
             if over_wires is not None:
@@ -257,15 +262,20 @@ class CompiledEngine(EngineOverRay):
         """Fill in what was found, which is not waited for any more; return whether any of it is an error."""
         failed = False
         for end, arrived in found:
-            port = self.spec.outputs[end.places[0]]
-            if arrived.execution not in (self._num_collected, ANY_EXECUTION):
-                raise self._misplaced(arrived, port)
-            output = output_of(arrived, port, self._apart)
-            for place in end.places:
-                outputs[place] = output
+            output = self._fill_in(outputs, end, arrived)
             waiting.remove(end)
             failed = failed or type(output) is OutputError
         return failed
+
+    def _fill_in(self, outputs: list[Output | None], end: OutputEnd, arrived: Arrived) -> Output:
+        """Fill in what has come from an end, and return it."""
+        port = self.spec.outputs[end.places[0]]
+        if arrived.execution not in (self._num_collected, ANY_EXECUTION):
+            raise self._misplaced(arrived, port)
+        output = output_of(arrived, port, self._apart)
+        for place in end.places:
+            outputs[place] = output
+        return output
 
     # -- what takes no thread: see ``protocol.AtOnce`` ---------------------------------------------------------------
 

@@ -25,7 +25,8 @@ from cgexec.engine.ray_edges import RayEdge
 from cgexec.engine.socket_edges import SocketEdge, SocketOutlet
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Arrived, Taken
-from cgexec.engine.wire import Wire, WireClosedError
+from cgexec.engine.stream import WireClosedError
+from cgexec.engine.wire import Wire
 
 _LONGEST_POLL_S = 60.0
 _FOR_THE_LAST_MS = 1  # of several outputs, before any of them is waited for
@@ -106,6 +107,17 @@ class SocketOutput:
         except WireClosedError as closed:
             self.ended = RayChannelError(f"Channel closed: {closed}")
 
+    def take(self) -> Frame | None:
+        """Return the next frame, if it has come; does not wait. An end is left to ``receive``."""
+        wire = self._wire or self.wire
+        try:
+            frame = wire.receive(block=False)
+        except WireClosedError:
+            return None
+        if wire.amid:  # of which no descriptor tells
+            self.receive()
+        return frame
+
     def is_amid(self) -> bool:
         """Return whether what comes behind what has arrived may be long, or is the end."""
         return self.ended is not None or self.wire.amid
@@ -130,25 +142,38 @@ class WireOutputs:
 
     def __init__(self, outputs: Sequence[SocketOutput], alarm: int | None, spin: Spin) -> None:
         self._outputs = outputs
-        self._by_descriptor = {output.wire.fileno(): output for output in outputs if output.ended is None}
+        self._by_descriptor: dict[int, SocketOutput] = {}
+        self._watched: list[tuple[int, int]] = []  # what is polled, and for what
+        for output in outputs:
+            watched = output.wire.stream.watched() if output.ended is None else []
+            self._watched += watched
+            self._by_descriptor |= {descriptor: output for descriptor, _ in watched}
         self._poller = select.poll()
-        for descriptor in self._by_descriptor:
-            self._poller.register(descriptor, select.POLLIN)
+        for descriptor, events in self._watched:
+            self._poller.register(descriptor, events)
         if alarm is not None:
             self._poller.register(alarm, select.POLLIN)
         self._spin = spin
         # Where they come at about the same time, as a rule the last one last: one wake-up, and not one for each.
         last = select.poll()
-        for descriptor in (outputs[-1].wire.fileno(), *([] if alarm is None else [alarm])):
-            last.register(descriptor, select.POLLIN)
+        for descriptor, events in (
+            *outputs[-1].wire.stream.watched(),
+            *([] if alarm is None else [(alarm, select.POLLIN)]),
+        ):
+            last.register(descriptor, events)
         self._poll_last = last.poll
 
-    def look_for(self, waiting: Sequence[Any]) -> list[tuple[Any, Frame]]:
-        """Return what comes within a moment, where it may be worth while to look for it again and again."""
-        if not self._spin.may_pay or not waiting or waiting[0].arrived or waiting[0].ended is not None:
-            return []  # ``read`` knows
-        self._receive(self._spin.look(self._poller))
-        return _taken_from(waiting)
+    def look(self) -> Frame | None:
+        """Return what comes within a moment from the only output, where it may pay to look for it again and again.
+
+        Nothing may have come before that is not of the execution that is due.
+        """
+        if not self._spin.may_pay or len(self._outputs) > 1:
+            return None
+        only = self._outputs[0]
+        if only.arrived or only.ended is not None or not self._spin.look(self._poller):
+            return None  # ``read`` knows
+        return only.take()
 
     def read(self, waiting: Sequence[Any], timeout_s: float) -> tuple[list[tuple[Any, Frame]], RayChannelError | None]:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended.
@@ -175,7 +200,14 @@ class WireOutputs:
                 continue
             ready.receive(once=at_once)
             if ready.ended is not None:
+                self._forget(ready)
+
+    def _forget(self, ended: SocketOutput) -> None:
+        """Do not poll the descriptors of an output that has ended."""
+        for descriptor, output in list(self._by_descriptor.items()):
+            if output is ended:
                 self._poller.unregister(descriptor)
+                del self._by_descriptor[descriptor]
 
     def read_at_once(self, waiting: Sequence[Any]) -> list[tuple[Any, Frame]]:
         """Return what has arrived for each of ``waiting`` and ``loads_at_once``; in no time to speak of."""
@@ -202,8 +234,9 @@ class WireOutputs:
     def readiness(self) -> select.epoll:
         """Return a new descriptor that can be read while something has come that was not received, or an end."""
         found = select.epoll()
-        for descriptor in self._by_descriptor:
-            found.register(descriptor, select.EPOLLIN)
+        for descriptor, events in self._watched:  # that of poll, and of epoll, are the same
+            if descriptor in self._by_descriptor:
+                found.register(descriptor, events)
         return found
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -27,10 +26,11 @@ from typing import Any
 
 from cgexec.deadline import Deadline
 from cgexec.engine.control import AtWork, ControlEndedError, Controls
-from cgexec.engine.handshake import Address, Role, connect
+from cgexec.engine.handshake import Address, HandshakeError, Role, connect
 from cgexec.engine.reception import Reception
 from cgexec.engine.segments import SegmentPool
 from cgexec.engine.steps import Step
+from cgexec.engine.stream import Stream, WireClosedError
 from cgexec.engine.wire import Wire
 from cgexec.log import logger
 
@@ -165,8 +165,13 @@ class Hub:
     def _connect(self, address: Address, role: Role, name: bytes, deadline: Deadline) -> Wire:
         if self._closed:
             raise HubClosedError("the graph has ended in this process")
-        sock = connect(address, self._node_id, self.secret, role, name, deadline)
-        return Wire(sock, self.key.generation, self._send_later)
+        stream = Stream(connect(address, self._node_id, self.secret, role, name, deadline))
+        if role is Role.EDGE and stream.is_near:
+            try:
+                stream.give_pipe()
+            except WireClosedError as error:
+                raise HandshakeError(f"the reader has gone: {error}") from error
+        return Wire(stream, self.key.generation, self._send_later)
 
     def _check_open_locked(self, wire: Wire | None = None) -> None:
         if self._closed:
@@ -271,9 +276,9 @@ class Hub:
         """Let go of every descriptor, in a forked child: the parent's end must be seen as its end."""
         for inlet in self._inlets.values():
             if inlet.wire is not None:
-                inlet.wire.sock.close()
+                inlet.wire.stream.let_go()
         for wire in [*self._wires, *self.controls.wires()]:
-            wire.sock.close()
+            wire.stream.let_go()
         self._reception.close_in_child()
         self._closed = True
 
@@ -319,9 +324,9 @@ class Hub:
         self._errands.clear()
         self._backlogged.clear()
 
-    def _admit(self, role: Role, name: bytes, sock: socket.socket) -> None:
+    def _admit(self, role: Role, name: bytes, stream: Stream) -> None:
         """Take in a connection that has proved itself."""
-        wire = Wire(sock, self.key.generation, self._send_later)
+        wire = Wire(stream, self.key.generation, self._send_later)
         with self._lock:
             if self._closed:
                 wire.shut()
@@ -368,17 +373,17 @@ class Hub:
         self._selector.register(wire.sock, selectors.EVENT_READ, readable)
 
     def _watch_backlog(self, wire: Wire) -> None:
-        """Send on what a wire's writer could not send, whenever the socket takes more."""
+        """Send on what a wire's writer could not send, whenever there is room for more."""
         if wire in self._backlogged or wire.flush():
             return
 
         def writable(_sock: Any) -> None:
             if wire.flush():
-                self._selector.unregister(wire.sock)
+                self._selector.unregister(wire)
                 self._backlogged.discard(wire)
 
         self._backlogged.add(wire)
-        self._selector.register(wire.sock, selectors.EVENT_WRITE, writable)
+        self._selector.register(wire, selectors.EVENT_WRITE, writable)
 
 
 # -- the hubs of this process ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from cgexec.engine.frames import MOST_BUFFERS, Encoded, Frame, Kind, made
 
 # Looked up on an enum, a member takes several times as long.
 _VALUE, _BYTES, _PLAIN_VALUE, _ARRAY = Kind.VALUE, Kind.BYTES, Kind.PLAIN, Kind.ARRAY
-_NOBODYS_CODE = frozenset({_BYTES, _PLAIN_VALUE, _ARRAY})
+NOBODYS_CODE = frozenset({_BYTES, _PLAIN_VALUE, _ARRAY})  # to load it runs none
 
 LARGE_BYTES = 1 << 17  # from here on a buffer goes through shared memory where it can
 SHORT_BYTES = 1 << 14  # up to here a plain value is serialised, sent, received and loaded in no time to speak of
@@ -106,7 +106,7 @@ def _num_bytes(value: Any) -> int:
 
 def loads_at_once(frame: Frame) -> bool:
     """Return whether the value of a frame is loaded in no time to speak of, and by nobody's code."""
-    return frame.kind in _NOBODYS_CODE and not frame.buffers and len(frame.payload) <= SHORT_BYTES + _HEAD_BYTES
+    return frame.kind in NOBODYS_CODE and not frame.buffers and len(frame.payload) <= SHORT_BYTES + _HEAD_BYTES
 
 
 def kept(encoded: Encoded) -> Encoded:

@@ -12,10 +12,12 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from cgexec.deadline import Deadline
 from cgexec.engine.handshake import Address, Applicant, HandshakeError, Role, family_of
+from cgexec.engine.stream import Stream, WireClosedError
 from cgexec.log import logger
 
 _logger = logger(__name__)
@@ -26,15 +28,15 @@ _BACKLOG = 128
 _ACCEPT_PAUSE_S = 0.05
 
 
-def _nobody(_role: Role, _name: bytes, sock: socket.socket) -> None:
-    sock.close()
+def _nobody(_role: Role, _name: bytes, stream: Stream) -> None:
+    stream.let_go()
 
 
 class Reception:
     """The listeners of one process, tended by the thread that waits on ``selector``: no other may call anything here.
 
     Whatever is registered with ``selector`` has a function for its data, which is to be called with the socket.
-    ``admit(role, name, socket)`` is given each connection that has proved itself.
+    ``admit(role, name, stream)`` is given each connection that has proved itself, and has the pipe that goes with it.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class Reception:
         node_id: str,
         secret: bytes,
         tcp_ip: str | None,
-        admit: Callable[[Role, bytes, socket.socket], None],
+        admit: Callable[[Role, bytes, Stream], None],
     ) -> None:
         self._selector = selector
         self._secret = secret
         self._admit = admit
         self._applicants: dict[socket.socket, Applicant] = {}
+        self._admitted: set[Stream] = set()  # of which the pipe is yet to come
         self._listeners: list[socket.socket] = []
         self._warned = False
         self.address = self._listen(node_id, tcp_ip)
@@ -84,11 +87,17 @@ class Reception:
             listener.close()
         for applicant in list(self._applicants.values()):
             self._drop(applicant, "")
+        while self._admitted:
+            stream = self._admitted.pop()
+            self._selector.unregister(stream.sock)
+            stream.let_go()
 
     def close_in_child(self) -> None:
         """Let go of every descriptor, in a forked child."""
         for sock in [*self._listeners, *self._applicants]:
             sock.close()
+        for stream in self._admitted:
+            stream.let_go()
 
     def patience_s(self) -> float | None:
         """Return after how long ``drop_late`` is due; None if nobody is waiting."""
@@ -133,7 +142,22 @@ class Reception:
         self._selector.unregister(sock)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._admit(*application, sock)
+        role, name = application
+        stream = Stream(sock)
+        if role is Role.EDGE and stream.is_near:
+            self._admitted.add(stream)
+            self._selector.register(stream.sock, selectors.EVENT_READ, lambda _sock: self._take_pipe(name, stream))
+        else:
+            self._admit(role, name, stream)
+
+    def _take_pipe(self, name: bytes, stream: Stream) -> None:
+        """Admit the writer of an edge as soon as it has said what it writes to; its own end is told over that."""
+        with suppress(WireClosedError):
+            if not stream.take_pipe():
+                return
+        self._admitted.discard(stream)
+        self._selector.unregister(stream.sock)
+        self._admit(Role.EDGE, name, stream)
 
     def _drop(self, applicant: Applicant, why: str) -> None:
         """Drop an applicant, with a warning if there is a reason that is its own."""

@@ -20,7 +20,8 @@ from cgexec.engine.hub import GraphKey, Hub
 from cgexec.engine.segments import Segment
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Taken
-from cgexec.engine.wire import Wire, WireClosedError
+from cgexec.engine.stream import WireClosedError
+from cgexec.engine.wire import Wire
 
 CONNECT_S = 30.0  # for one edge: its reader listens before its writer is told of it
 
@@ -39,8 +40,8 @@ class FromWire:
     def next_frame(self) -> Frame:
         """Wait for the next frame. Raises RayChannelError when the graph has ended."""
         wire = self._wire or self._connected()
-        if self._look is not None and not wire.amid:
-            self._look()
+        if not wire.amid and (self._look is None or not self._look()):
+            wire.stream.wait()  # to be woken and then to read takes less than to find nothing to read first
         try:
             frame = wire.receive(block=True)
         except WireClosedError as error:
@@ -53,7 +54,8 @@ class FromWire:
         """Have ``next_frame`` look for a moment before it sleeps."""
         wire = self._wire or self._connected()
         poller = select.poll()
-        poller.register(wire.fileno(), select.POLLIN)
+        for descriptor, events in wire.stream.watched():
+            poller.register(descriptor, events)
         self._look = partial(spin.look, poller)
 
     def _connected(self) -> Wire:

@@ -18,7 +18,7 @@ from cgexec.texts import told
 
 T = TypeVar("T")
 
-_BYTES, _ERROR = Kind.BYTES, Kind.ERROR
+_ERROR = Kind.ERROR
 
 Key = int | str | None  # an input: its position or its keyword, None for the whole input
 
@@ -84,9 +84,13 @@ def output_of(arrived: Arrived, port: OutputPort, run: Callable[[Callable[[], An
     load: Callable[[], Any]
     if isinstance(arrived, Taken):
         failures, load = arrived.failures, arrived.value
-    elif arrived.kind is _BYTES and not arrived.buffers:  # runs no code of anybody's, and takes no memory to speak of
-        return OutputValue(payload.decode(arrived))
     else:
+        if arrived.kind in payload.NOBODYS_CODE and not arrived.buffers:
+            try:
+                return OutputValue(payload.decode(arrived))
+            except Exception as error:
+                if is_interruption(error):
+                    raise  # else it is no such value, or there is no memory for it: the longer way has words for that
         failures = arrived.payload if arrived.kind is _ERROR else None
         load = partial(payload.decode, arrived)
     if failures is not None:

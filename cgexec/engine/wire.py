@@ -1,18 +1,14 @@
-"""One stream socket between two processes of a graph: frames one way, releases of shared memory the other.
+"""One connection between two processes of a graph: frames one way, releases of shared memory the other.
 
-Writing never waits: what the socket does not take at once is copied and sent on by the hub's thread. So two stages that
-send each other large values do not wait for each other, and a method may write over its arrays once it has returned.
+Writing never waits: what the ``stream`` does not take at once is copied and sent on by the hub's thread. So two stages
+that send each other large values do not wait for each other, and a method may write over its arrays once it has
+returned.
 
-A wire is ended by ``shut``, from any thread: whoever waits on it is woken. The descriptor is closed when the last user
-lets go of the object, never while a thread may be waiting on it: a descriptor that is reused would bring someone else's
-data.
+A wire is ended by ``shut``, from any thread: whoever waits on it is woken.
 """
 
 from __future__ import annotations
 
-import array
-import os
-import socket
 import struct
 import threading
 from collections import deque
@@ -36,55 +32,22 @@ from cgexec.engine.frames import (
     unpack_region,
 )
 from cgexec.engine.segments import Mappings, Segment
+from cgexec.engine.stream import DONT_WAIT, NOT_NOW, Stream, WireClosedError, behind
 
 _CHUNK_BYTES = 1 << 16
-_MOST_DESCRIPTORS = 8  # received and not yet asked for: each comes with the first byte of its frame
-_MOST_PIECES = 512  # for one call of sendmsg; Linux takes 1024
-# As plain integers: what an enum's members are combined with is looked up at every use.
-_DONT_WAIT = int(socket.MSG_DONTWAIT)
-_NOT_NOW = _DONT_WAIT | int(socket.MSG_NOSIGNAL)
-_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _RELEASE = struct.Struct("<I")
-_ANCILLARY_BYTES = 4 * socket.CMSG_SPACE(array.array("i").itemsize)
-
-
-class WireClosedError(Exception):
-    """The other end has gone, this end was shut, or what came in was no frame."""
-
-
-class _Socket(socket.socket):
-    """Closes itself when nobody holds it any more: that is how a wire wants it, and no reason to warn."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class _Unsent:
-    """What of a message has not been sent yet: memory of our own, and the descriptor that goes with its first byte."""
-
-    def __init__(self, pieces: Sequence[Bytes], descriptor: int | None) -> None:
-        self.pieces: list[Bytes] = [bytes(piece) for piece in pieces]
-        self.descriptor = os.dup(descriptor) if descriptor is not None else None
-
-    def close(self) -> None:
-        """Let go of the descriptor."""
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
 
 
 class Wire:
     """One end of a connection whose other end has proved itself. One thread writes, one reads; any may shut."""
 
-    def __init__(self, sock: socket.socket, generation: int, on_backlog: Callable[[Wire], None]) -> None:
-        self.sock = _Socket(fileno=sock.detach())
-        self.sock.setblocking(True)  # whatever the process's default timeout of sockets is
-        self.passes_descriptors = self.sock.family == socket.AF_UNIX
-        self._ancillary_bytes = _ANCILLARY_BYTES if self.passes_descriptors else 0
+    def __init__(self, stream: Stream, generation: int, on_backlog: Callable[[Wire], None]) -> None:
+        self.stream = stream
+        self.sock = stream.sock
         self._generation = generation
         self._on_backlog = on_backlog
         self._sending = threading.Lock()
-        self._unsent: deque[_Unsent] = deque()
+        self._unsent: list[Bytes] = []  # memory of our own
         self._shut = False
         # What has been received and not yet been made into frames:
         self._data = b""
@@ -92,21 +55,19 @@ class Wire:
         self._region: Any = None  # memory for a frame that is longer than a chunk
         self._header: Header | None = None
         self._filled = 0
-        self._descriptors: deque[int] = deque()
         self._mappings = Mappings(self)
         self._no_frame = ""  # why nothing behind what has been received can be believed
         # What the other end has seen:
         self._announced: set[int] = set()
 
     def fileno(self) -> int:
-        """Return the descriptor, to poll."""
-        return self.sock.fileno()
+        """Return the descriptor that a backlog waits for."""
+        return self.stream.fileno()
 
-    def __del__(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        for unsent in self._unsent:
-            unsent.close()
+    @property
+    def passes_descriptors(self) -> bool:
+        """Whether its frames may name segments."""
+        return self.stream.passes_descriptors
 
     @property
     def has_backlog(self) -> bool:
@@ -116,8 +77,7 @@ class Wire:
     def shut(self) -> None:
         """End the connection; idempotent. Wakes whoever waits on it, here and at the other end."""
         self._shut = True
-        with suppress(OSError):  # the other end was first
-            self.sock.shutdown(socket.SHUT_RDWR)
+        self.stream.shut()
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -127,14 +87,13 @@ class Wire:
         Raises:
             WireClosedError: the connection has ended.
         """
-        if segment is None:
+        new = segment is not None and segment.number not in self._announced
+        if segment is None or (new and not self.stream.pass_on(segment.descriptor)):
             self.send_packed(pack(encoded, self._generation, execution))
             return
-        new = segment.number not in self._announced
         segment.holders += 1
         self._announced.add(segment.number)
-        pieces = pack(encoded, self._generation, execution, segment.number, new)
-        self.send_packed(pieces, segment.descriptor if new else None)
+        self.send_packed(pack(encoded, self._generation, execution, segment.number, new))
 
     def forget(self, number: int) -> None:
         """Tell the other end that a segment is not used any more."""
@@ -142,88 +101,39 @@ class Wire:
             self._announced.discard(number)
             self.send_packed(pack(Encoded(Kind.FORGET, b""), self._generation, 0, number))
 
-    def send_packed(self, pieces: Sequence[Bytes], descriptor: int | None = None) -> None:
-        """Send a frame of this generation, as ``pack`` made it; does not wait. Raises as ``send``.
-
-        ``descriptor`` goes with its first byte.
-        """
-        if len(pieces) == 1 and descriptor is None:  # as a rule
-            self._send_whole(pieces[0])
-            return
+    def send_packed(self, pieces: Sequence[Bytes]) -> None:
+        """Send a frame of this generation, as ``pack`` made it; does not wait. Raises as ``send``."""
         with self._sending:
             if self._shut:
                 raise WireClosedError("the connection was closed")
-            sent = 0 if self._unsent else self._try(pieces, descriptor)
-            if not self._keep(pieces, sent, descriptor):
-                return
-        self._on_backlog(self)
-
-    def _send_whole(self, frame: Bytes) -> None:
-        with self._sending:
-            if self._shut:
-                raise WireClosedError("the connection was closed")
-            sent = 0
             if not self._unsent:
-                try:
-                    sent = self.sock.send(frame, _NOT_NOW)
-                except BlockingIOError:
-                    pass
-                except OSError as error:
-                    raise WireClosedError(str(error)) from error
-                if sent == len(frame):
+                if len(pieces) == 1:  # as a rule
+                    sent = self.stream.write(pieces[0])
+                    if sent == len(pieces[0]):
+                        return
+                else:
+                    sent = self.stream.write_all(pieces)
+                pieces = behind(pieces, sent)
+                if not pieces:
                     return
-            self._keep([frame], sent, None)
+            self._unsent += [bytes(piece) for piece in pieces]
         self._on_backlog(self)
-
-    def _keep(self, pieces: Sequence[Bytes], sent: int, descriptor: int | None) -> bool:
-        """Keep what is left behind the bytes that were sent, for ``flush``; return whether there is anything."""
-        left = _behind(pieces, sent)
-        if not left:
-            return False
-        try:
-            self._unsent.append(_Unsent(left, descriptor if sent == 0 else None))
-        except OSError as error:  # no descriptor left: nothing that comes later would find its place
-            self.shut()
-            raise WireClosedError(str(error)) from error
-        return True
-
-    def _try(self, pieces: Sequence[Bytes], descriptor: int | None) -> int:
-        """Send what the socket takes now; return how many bytes that was."""
-        total = 0
-        try:
-            while left := _behind(pieces, total):
-                total += self.sock.sendmsg(left[:_MOST_PIECES], _rights(descriptor), _NOT_NOW)
-                descriptor = None
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            raise WireClosedError(str(error)) from error
-        return total
 
     def flush(self) -> bool:
         """Send on what could not be sent before; returns whether nothing is left. Does not wait, raises nothing."""
         with self._sending:
             try:
-                while self._unsent:
-                    first = self._unsent[0]
-                    sent = self._try(first.pieces, first.descriptor)
-                    if sent == 0:
-                        return False
-                    first.close()
-                    first.pieces = _behind(first.pieces, sent)
-                    if not first.pieces:
-                        self._unsent.popleft()
+                self._unsent = behind(self._unsent, self.stream.write_all(self._unsent))
             except WireClosedError:
-                while self._unsent:
-                    self._unsent.popleft().close()
-            return True
+                self._unsent = []
+            return not self._unsent
 
     def take_releases(self) -> list[int]:
         """Return the numbers of the segments that the other end has released since the last call."""
         if not self._announced:
             return []
         try:
-            data = self.sock.recv(_CHUNK_BYTES, _DONT_WAIT)
+            data = self.sock.recv(_CHUNK_BYTES, DONT_WAIT)
         except OSError:
             return []
         return [number for (number,) in _RELEASE.iter_unpack(data[: len(data) // 4 * 4])]
@@ -231,7 +141,7 @@ class Wire:
     def tell_released(self, number: int) -> None:
         """Tell the writer that a frame's buffers are not used any more. Called by finalisers: no locks, no waiting."""
         with suppress(OSError):  # the writer has gone, and the segment with it; its room never runs out
-            self.sock.send(_RELEASE.pack(number), _NOT_NOW)
+            self.sock.send(_RELEASE.pack(number), NOT_NOW)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -243,28 +153,22 @@ class Wire:
         Raises:
             WireClosedError: the connection has ended, and every whole frame that came before has been returned.
         """
-        flags = 0 if block else _DONT_WAIT
         if not (self._data or self._header is not None or self._no_frame):  # nothing is left from before, as a rule
+            while (data := self.stream.read(_CHUNK_BYTES)) is None:
+                if not block:
+                    return None
+                self.stream.wait()
             try:
-                data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, self._ancillary_bytes, flags | _CLOSE_ON_EXEC)
-                if ancillary:
-                    self._take_descriptors(ancillary)
                 frame = unpack_plain(data)
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                raise WireClosedError(str(error)) from error
-            except (FrameError, MemoryError) as error:
+            except MemoryError as error:
                 raise self._none(error) from error
             if frame is not None and frame.generation == self._generation:
                 end = HEADER.size + len(frame.payload)
                 if end < len(data):
                     self._data, self._start = data, end
                 return frame
-            if not data:
-                raise WireClosedError("the other end has gone")
             self._data = data
-        return self._received(None if once else flags)
+        return self._received(block, once)
 
     def receive_into(self, arrived: deque[Frame], *, once: bool = False) -> None:
         """Append every frame that has arrived whole; does not wait. Raises as ``receive``, when those are appended."""
@@ -273,7 +177,7 @@ class Wire:
             arrived.append(frame)
             if not self._data and self._header is None and not self._no_frame:  # as a rule
                 return
-            frame = self._received(None)
+            frame = self._received(False, True)
 
     @property
     def amid(self) -> bool:
@@ -286,7 +190,7 @@ class Wire:
         self.shut()
         return WireClosedError(self._no_frame)
 
-    def _received(self, flags: int | None) -> Frame | None:
+    def _received(self, block: bool, once: bool) -> Frame | None:
         if self._no_frame:
             raise WireClosedError(self._no_frame)
         try:
@@ -295,12 +199,14 @@ class Wire:
                 if frame is not None:
                     if frame.kind is not Kind.FORGET:
                         return frame
-                elif flags is None or not self._fill(flags):
+                elif once:
                     return None
+                elif not self._fill():
+                    if not block:
+                        return None
+                    self.stream.wait()
         except (FrameError, MemoryError, KeyError, IndexError, ValueError) as error:
             raise self._none(error) from error
-        except OSError as error:
-            raise WireClosedError(str(error)) from error
 
     def _next(self) -> Frame | None:
         """Return the next frame, if all of it has been received."""
@@ -346,8 +252,8 @@ class Wire:
     def _frame(self, header: Header, region: memoryview) -> Frame:
         if header.new_segment:
             try:
-                self._mappings.add(header.segment, self._descriptors.popleft())
-            except OSError as error:
+                self._mappings.add(header.segment, self.stream.take_descriptor())
+            except (OSError, LookupError) as error:
                 raise FrameError(str(error)) from error
         if header.kind is Kind.FORGET:
             self._mappings.forget(header.segment)
@@ -355,48 +261,15 @@ class Wire:
             return unpack_region(header, region, self._mappings.view(header.segment))
         return unpack_region(header, region)
 
-    def _fill(self, flags: int) -> bool:
-        """Receive what there is, waiting for some unless ``flags`` say not to; False if there is nothing yet."""
-        try:
-            if self._region is not None:
-                rest = memoryview(self._region)[self._filled :]
-                received = self.sock.recv_into(rest, 0, flags)
-                self._filled += received
-            else:
-                data, ancillary, _, _ = self.sock.recvmsg(_CHUNK_BYTES, self._ancillary_bytes, flags | _CLOSE_ON_EXEC)
-                if ancillary:
-                    self._take_descriptors(ancillary)
-                received = len(data)
-                self._data = data if self._start == len(self._data) else self._data[self._start :] + data
-                self._start = 0
-        except BlockingIOError:
+    def _fill(self) -> bool:
+        """Receive what has come; False if nothing has."""
+        if self._region is not None:
+            received = self.stream.read_into(memoryview(self._region)[self._filled :])
+            self._filled += received
+            return received > 0
+        data = self.stream.read(_CHUNK_BYTES)
+        if data is None:
             return False
-        if received == 0:
-            raise WireClosedError("the other end has gone")
+        self._data = data if self._start == len(self._data) else self._data[self._start :] + data
+        self._start = 0
         return True
-
-    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                received = array.array("i")
-                received.frombytes(content[: len(content) // received.itemsize * received.itemsize])
-                self._descriptors.extend(received)
-        if len(self._descriptors) > _MOST_DESCRIPTORS:
-            raise FrameError(f"{len(self._descriptors)} descriptors came with frames that name no segment")
-
-
-def _rights(descriptor: int | None) -> list[tuple[int, int, array.array[int]]]:
-    """Return the control message that passes ``descriptor`` on, if there is one."""
-    return [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-
-
-def _behind(pieces: Sequence[Bytes], sent: int) -> list[Bytes]:
-    """Return what is left of ``pieces`` when their first ``sent`` bytes have gone."""
-    left: list[Bytes] = []
-    for piece in pieces:
-        if sent >= len(piece):
-            sent -= len(piece)
-        else:
-            left.append(memoryview(piece)[sent:] if sent else piece)
-            sent = 0
-    return left

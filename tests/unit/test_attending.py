@@ -6,6 +6,7 @@ The wires are real, and so are the event loops; the test itself is the host that
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -259,9 +260,9 @@ def test_half_a_frame_keeps_nobody_busy_and_is_read_when_the_rest_comes(graphs: 
     async def main() -> None:
         (task,) = await attended(graph.core)
         outputs.send(1, "b", 0)
-        outputs.wires[0].sock.send(frame[:50])
+        os.write(outputs.wires[0].fileno(), frame[:50])
         await asyncio.sleep(SHORT_S)
-        outputs.wires[0].sock.send(frame[50:])
+        os.write(outputs.wires[0].fileno(), frame[50:])
         assert (await task).result == ["a whole frame", "b"]
 
     run(main)
@@ -639,11 +640,11 @@ def test_what_is_in_the_way_of_an_output_that_has_come_keeps_nobody_busy(graphs:
             outputs.send(0, "a whole frame", 1)
             outputs.wires[0].shut()
         else:
-            outputs.wires[0].sock.send(frame[:60])
+            os.write(outputs.wires[0].fileno(), frame[:60])
         await asyncio.sleep(SHORT_S)
         assert len(noted) < 100, "it looks again and again"
         if not ended:
-            outputs.wires[0].sock.send(frame[60:])
+            os.write(outputs.wires[0].fileno(), frame[60:])
         for number, first in enumerate(["a0", "a whole frame"]):
             outputs.send(1, "b", number)
             assert (await tasks[number]).result == [first, "b"]

@@ -23,7 +23,8 @@ from cgexec.deadline import Deadline
 from cgexec.engine import hub as hub_module
 from cgexec.engine.hub import DRIVER, GraphKey, Hub, HubClosedError, find_hub, hubs_of
 from cgexec.engine.payload import decode, encode
-from cgexec.engine.wire import Wire, WireClosedError
+from cgexec.engine.stream import WireClosedError
+from cgexec.engine.wire import Wire
 
 MEGABYTE = 1 << 20
 
@@ -95,7 +96,7 @@ def test_what_a_socket_does_not_take_is_sent_on_by_the_hubs_thread(site: Site) -
 
 def test_a_reader_that_goes_away_in_front_of_a_backlog_stops_nobody_else(site: Site) -> None:
     first, second, writer = site.hub(), site.hub(SECOND), site.hub(FIRST)
-    to_first, _ = connected(writer, first)
+    to_first = connected(writer, first)[0]  # and nobody holds the end that is read, as where a loop has ended
     to_second, receiving = connected(writer, second)
     to_first.send(encode(bytes(4 * MEGABYTE)), 0)
     to_second.send(encode(bytes(4 * MEGABYTE)), 0)
@@ -376,7 +377,7 @@ def test_a_forked_child_holds_nothing_open(site: Site) -> None:
     assert parents_end.recv(7) == b"running"
     sending.send(encode("still here"), 1)
     assert received(receiving) == "still here"
-    sending.sock.close()  # as the system does when this process ends, and the child lives on
+    sending.stream.let_go()  # as the system does when this process ends, and the child lives on
     assert is_ended(receiving)
     assert not reader.missing_after(0, soon())
     assert eventually(lambda: refuses(reader.address.unix))

@@ -24,6 +24,7 @@ from cgexec.engine.handshake import Address, HandshakeError, Role, connect, new_
 from cgexec.engine.hub import Hub
 from cgexec.engine.payload import decode, encode
 from cgexec.engine.reception import MOST_APPLICANTS, Reception
+from cgexec.engine.stream import Stream
 
 NUM_STRANGERS = 300
 
@@ -172,11 +173,11 @@ class Front:
     def __init__(self, tcp_ip: str | None = None) -> None:
         self.selector = selectors.DefaultSelector()
         self.secret = new_key()
-        self.admitted: list[tuple[Role, bytes, socket.socket]] = []
+        self.admitted: list[tuple[Role, bytes, Stream]] = []
         self.reception = Reception(self.selector, "node", self.secret, tcp_ip, self._admit)
 
-    def _admit(self, role: Role, name: bytes, sock: socket.socket) -> None:
-        self.admitted.append((role, name, sock))
+    def _admit(self, role: Role, name: bytes, stream: Stream) -> None:
+        self.admitted.append((role, name, stream))
 
     def tend(self, timeout_s: float = 0.0) -> int:
         """Serve all that is ready; return how many that were."""

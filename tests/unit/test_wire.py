@@ -16,7 +16,8 @@ from wires import GENERATION, LONG_S, MEGABYTE, PAIRS, Ends, ends_of, flush_all,
 
 from cgexec.engine.frames import HEADER, Frame, join, pack
 from cgexec.engine.payload import decode, encode
-from cgexec.engine.wire import Wire, WireClosedError
+from cgexec.engine.stream import Stream, WireClosedError
+from cgexec.engine.wire import Wire
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_a_value_of_more_buffers_than_one_call_sends_arrives(ends: Ends) -> None
 
 def test_nothing_is_there_before_it_has_arrived_whole() -> None:
     here, there = socket.socketpair()
-    wire = Wire(there, GENERATION, lambda _: None)
+    wire = Wire(Stream(there), GENERATION, lambda _: None)
     data = join(pack(encode([1, "two"]), GENERATION, 7))
     for index in range(len(data)):
         assert wire.receive(block=False) is None
@@ -180,7 +181,7 @@ def test_what_is_sent_while_the_backlog_is_flushed_comes_behind_it(ends: Ends) -
 
 def test_a_backlog_whose_reader_has_gone_is_dropped() -> None:
     here, there = socket.socketpair()
-    wire = Wire(here, GENERATION, lambda _: None)
+    wire = Wire(Stream(here), GENERATION, lambda _: None)
     wire.send(encode(bytes(4 * MEGABYTE)), 0)
     assert not wire.flush()
     there.close()

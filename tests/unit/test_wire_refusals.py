@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from leaks import nothing_left
-from wires import GENERATION, MEGABYTE, PAIRS
+from wires import GENERATION, MEGABYTE, PAIRS, ends_of
 
 from cgexec.engine.frames import HEADER, Frame, join, pack
 from cgexec.engine.payload import decode, encode
-from cgexec.engine.wire import Wire, WireClosedError
+from cgexec.engine.stream import Stream, WireClosedError
+from cgexec.engine.wire import Wire
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def receive_all(wire: Wire) -> list[Frame]:
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
 def test_what_is_no_frame_ends_the_wire_behind_the_frames_before_it(data: bytes, make_pair: Any) -> None:
     here, there = make_pair()
-    wire = Wire(there, GENERATION, lambda _: None)
+    wire = Wire(Stream(there), GENERATION, lambda _: None)
     here.sendall(join(pack(encode("before"), GENERATION, 0)) + data)
     here.shutdown(socket.SHUT_WR)
     assert [decode(frame) for frame in receive_all(wire)] == ["before"]
@@ -89,7 +90,7 @@ def test_what_is_no_frame_ends_the_wire_behind_the_frames_before_it(data: bytes,
 )
 def test_nothing_is_delivered_behind_what_was_no_frame(data: bytes) -> None:
     here, there = socket.socketpair()
-    wire = Wire(there, GENERATION, lambda _: None)
+    wire = Wire(Stream(there), GENERATION, lambda _: None)
     here.sendall(data + join(pack(encode("behind"), GENERATION, 1)))
     for _ in range(2):
         with pytest.raises(WireClosedError):
@@ -100,15 +101,15 @@ def test_nothing_is_delivered_behind_what_was_no_frame(data: bytes) -> None:
 @pytest.mark.parametrize("flags", [0, 1])
 @pytest.mark.parametrize("open_one", [lambda: os.eventfd(0), lambda: os.memfd_create("unsealed")], ids=["event", "mem"])
 def test_descriptors_that_are_no_segments_end_the_wire_and_are_closed(flags: int, open_one: Callable[[], int]) -> None:
-    here, there = socket.socketpair()
-    wire = Wire(there, GENERATION, lambda _: None)
+    ends = ends_of(*socket.socketpair())
     descriptors = [open_one() for _ in range(3)]
     passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-    here.sendmsg([frame_of(segment=5, flags=flags) + frame_of()], passed)
+    ends.writer.sock.sendmsg([b"+"], passed)
+    ends.writer.stream.write(frame_of(segment=5, flags=flags) + frame_of())
     for descriptor in descriptors:
         os.close(descriptor)
-    here.shutdown(socket.SHUT_WR)
-    assert receive_all(wire) == []
+    ends.writer.shut()
+    assert receive_all(ends.reader) == []
     with pytest.raises(WireClosedError):
-        wire.receive(block=True)
-    here.close()
+        ends.reader.receive(block=True)
+    ends.close()

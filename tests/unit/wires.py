@@ -11,6 +11,7 @@ from typing import Any
 
 from cgexec.engine.payload import decode, encode
 from cgexec.engine.segments import Segment
+from cgexec.engine.stream import Stream
 from cgexec.engine.wire import Wire
 
 GENERATION = 3
@@ -52,8 +53,13 @@ class Ends:
 
 
 def ends_of(here: socket.socket, there: socket.socket) -> Ends:
+    """Return both ends of a connection as a hub makes them: with a pipe, if both are in one node."""
     backlogged: list[Wire] = []
-    return Ends(Wire(here, GENERATION, backlogged.append), Wire(there, GENERATION, backlogged.append), backlogged)
+    writer, reader = Stream(here), Stream(there)
+    if writer.is_near:
+        writer.give_pipe()
+        assert reader.take_pipe()
+    return Ends(*(Wire(each, GENERATION, backlogged.append) for each in (writer, reader)), backlogged)
 
 
 def flush_all(wire: Wire) -> None:

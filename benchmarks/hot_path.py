@@ -91,6 +91,7 @@ class Ends:
         self.engine = self._engine(self._hub(in_driver), to_actor)
         hub = self._hub(in_actor)
         self.incoming, self.outlet = FromWire(hub, b""), SocketOutlet(hub, [to_driver], None)
+        self.incoming.look_first(Spin(True))
         self.step = Step(OutputPort(0, "echo"), 1, [None])
 
     @staticmethod

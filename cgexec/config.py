@@ -41,8 +41,8 @@ class GraphConfig:
             and in the original order, before it settles as JobPreempted. Only for work that may run twice. A copy of
             each input is kept for it until then, at the cost of serialising it once more.
         fail_fast: whether the first application error settles an execution while other outputs are outstanding.
-        transport: how values travel. "socket": over our own connections, Unix sockets on a node and TCP between nodes;
-            "ray": in Ray's own channels, where sockets cannot be had.
+        transport: how values travel. "socket": over our own connections, pipes and Unix sockets on a node, TCP between
+            nodes; "ray": in Ray's own channels, where sockets cannot be had.
         pool_bytes: how much shared memory each process of the graph may use for large values on their way to other
             processes of its node, with the "socket" transport. Beyond it, and with 0, they are copied once more.
         engine: what the graph runs on. "compiled": Ray's Compiled Graphs. "actor_calls": ordinary calls of the same

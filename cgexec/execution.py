@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cgexec.deadline import Deadline
 from cgexec.engine.protocol import GraphSpec, Output, OutputError
-from cgexec.status import ExecutionInfo, JobStatus, JobSucceeded, made
+from cgexec.status import ExecutionInfo, HostFailure, JobStatus, JobSucceeded, made
 from cgexec.topology import HostInfo
 
 
@@ -203,22 +203,30 @@ class Execution:
             return self.final.info  # type: ignore[return-value] # an execution settles with an ExecutionInfo
         return self.draft_info()
 
-    def draft_info(self, *, state: str = "pending", **fields: Any) -> ExecutionInfo:
+    def draft_info(
+        self,
+        state: str = "pending",
+        host: HostInfo | None = None,
+        method: str | None = None,
+        failures: tuple[HostFailure, ...] = (),
+    ) -> ExecutionInfo:
         """Return the info of an execution that has not settled, with these fields."""
-        every = {
-            "name": self._name,
-            "state": state,
-            "kind": self._kind,
-            "execution": self.number,
-            "generation": self.generation,
-            "attempts": self.attempts,
-            "elapsed_s": time.monotonic() - self.submitted_at,
-            "host": None,
-            "method": None,
-            "failures": (),
-            "lost_hosts": (),
-        }
-        return made(ExecutionInfo, every | fields if fields else every)
+        return made(
+            ExecutionInfo,
+            {
+                "name": self._name,
+                "state": state,
+                "kind": self._kind,
+                "execution": self.number,
+                "generation": self.generation,
+                "attempts": self.attempts,
+                "elapsed_s": time.monotonic() - self.submitted_at,
+                "host": host,
+                "method": method,
+                "failures": failures,
+                "lost_hosts": (),
+            },
+        )
 
     def is_in_line(self) -> bool:
         """Return whether it is yet to be sent."""

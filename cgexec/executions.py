@@ -388,7 +388,7 @@ class Executions:
         if execution.final is not None:
             self._notices.settled(execution)
             return
-        if execution.is_in_line():
+        if not execution.sent:
             self._sender.leave(execution)
         execution.final = status
         if not execution.sent:

@@ -174,7 +174,7 @@ class Reader:
     def _advance(self, head: Execution) -> None:
         """Settle ``head`` if enough of it has arrived, and let the next one be read if all of it has."""
         complete = None not in head.received
-        if head.error_seen_at is None and head.has_error():
+        if not complete and head.error_seen_at is None and head.has_error():
             head.error_seen_at = time.monotonic()
         if head.spec is not None and (complete or (self._fail_fast and _left_of_grace_s(head) == 0)):
             self._settle(head, head.final or status_of_outputs(head.draft_info, head.spec, head.received, head.hosts))

@@ -58,8 +58,9 @@ class Tally:
 
     def note(self, status: JobStatus, took_s: float) -> None:
         """Count an execution that has settled."""
-        self.settled[status.info.state] += 1
-        if status.info.state == "succeeded":
+        state = status.info.state
+        self.settled[state] += 1
+        if state == "succeeded":
             self._latencies_s.append(took_s)
 
     def take_back(self, status: JobStatus) -> None:

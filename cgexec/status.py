@@ -15,14 +15,16 @@ from cgexec.topology import HostInfo, LostHost
 
 T = TypeVar("T")
 
+_new, _set = object.__new__, object.__setattr__
+
 
 def made(kind: type[T], fields: dict[str, Any]) -> T:
     """Return a frozen dataclass with these fields, which are all that it has, in a third of the usual time.
 
     What ``dataclass`` makes for one that is frozen sets each field by itself, past the class's own ``__setattr__``.
     """
-    value = object.__new__(kind)
-    object.__setattr__(value, "__dict__", fields)
+    value = _new(kind)
+    _set(value, "__dict__", fields)
     return value
 
 

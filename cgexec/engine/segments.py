@@ -24,9 +24,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from cgexec.engine.frames import aligned, offsets
+from cgexec.engine.late_numpy import numpy
 
 MOST_SEGMENTS = 64  # each costs its writer a descriptor
 _GRANULE_BYTES = 1 << 16
@@ -76,7 +75,7 @@ class Segment:
         try:
             os.ftruncate(self.descriptor, size)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            self._memory = np.asarray(_Memory(self.descriptor, size, mmap.PROT_READ | mmap.PROT_WRITE))
+            self._memory = numpy().asarray(_Memory(self.descriptor, size, mmap.PROT_READ | mmap.PROT_WRITE))
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -85,7 +84,7 @@ class Segment:
         """Copy ``buffers`` into the segment, where ``frames.unpack_region`` looks for them."""
         lengths = [buffer.nbytes for buffer in buffers]
         for buffer, start in zip(buffers, offsets(0, lengths), strict=True):
-            self._memory[start : start + buffer.nbytes] = np.frombuffer(buffer, np.uint8)
+            self._memory[start : start + buffer.nbytes] = numpy().frombuffer(buffer, "uint8")
 
     def __del__(self) -> None:
         if hasattr(self, "_memory"):
@@ -194,7 +193,7 @@ class Mappings:
 
     def view(self, number: int) -> memoryview:
         """Return the memory of a segment for one frame. Raises KeyError if it was never added."""
-        lease: Any = np.asarray(self._mapped[number])
+        lease: Any = numpy().asarray(self._mapped[number])
         release = _Release(lease, _gone)
         release.key, release.number, release.pid, release.teller = next(_keys), number, os.getpid(), self._teller
         _waiting[release.key] = release

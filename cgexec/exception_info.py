@@ -16,7 +16,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import tblib
 from ray import cloudpickle
@@ -61,8 +61,7 @@ class ExceptionInfo:
         return _load, (_take_apart(self.ex), _frames(self.tb))
 
 
-@dataclass
-class _Link:
+class _Link(NamedTuple):
     """One exception of a chain; ``cause``, ``context`` and ``members`` are the places of others in the chain."""
 
     pickled: bytes | None

@@ -18,7 +18,7 @@ from ray.experimental.channel.shared_memory_channel import CompositeChannel, Sha
 from workers import Asynchronous, AsyncWorker, Worker, is_in_a_graph, request
 
 from cgexec import GraphExecutor, fan_out
-from cgexec.engine import actor_calls, preparation, ray_context, tasks
+from cgexec.engine import actor_calls, in_actor, ray_context, tasks
 
 
 @pytest.mark.parametrize(("attribute", "constant"), ray_context._DEFAULTS.items())
@@ -220,7 +220,7 @@ def test_a_node_knows_how_many_values_its_method_returns(spawn):
 
 def test_an_actor_knows_how_many_calls_it_does_side_by_side(spawn):
     actors = [*spawn(1), *spawn(1, max_concurrency=3), *spawn(1, AsyncWorker)]
-    found = ray.get([actor.__ray_call__.remote(lambda _: preparation._max_concurrency()) for actor in actors])
+    found = ray.get([actor.__ray_call__.remote(lambda _: in_actor._max_concurrency()) for actor in actors])
     assert found == [1, 3, 1]
 
 

@@ -32,7 +32,8 @@ from cgexec import (
 from cgexec.engine import build, compilation, preparation
 from cgexec.engine.compilation import compile_graph
 from cgexec.engine.preparation import probe
-from cgexec.engine.protocol import HostReport, Member
+from cgexec.engine.protocol import Member
+from cgexec.engine.reports import HostReport
 from cgexec.engine.session import Session
 from cgexec.lifecycle import GraphEvent
 

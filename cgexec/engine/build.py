@@ -20,9 +20,10 @@ from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.edges import actor_name
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
+from cgexec.engine.in_actor import ActorReport
 from cgexec.engine.leasing import PROBE_AFTER_BOUND_S, leased_actors
 from cgexec.engine.over_ray import BackendOverRay
-from cgexec.engine.preparation import ActorReport, silent_or_dead
+from cgexec.engine.preparation import silent_or_dead
 from cgexec.engine.protocol import Engine, HostsLostError, Member, SessionOverError
 from cgexec.engine.ray_edges import RayHint
 from cgexec.engine.recipe import GraphRecipe

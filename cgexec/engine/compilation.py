@@ -31,13 +31,14 @@ from ray.dag.compiled_dag_node import (  # type: ignore[attr-defined] # imported
 from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.engine.edges import give_hints
+from cgexec.engine.framing import framed_tasks
 from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.hub import Hub
-from cgexec.engine.protocol import Member, OutputPort
+from cgexec.engine.protocol import Member
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.session import hear_out
 from cgexec.engine.socket_edges import SocketHint
 from cgexec.engine.stand_in import StandIn
-from cgexec.engine.tasks import framed_tasks
 from cgexec.settings import Settings
 
 _monitor = StandIn(CompiledDAG, "_monitor_failures")

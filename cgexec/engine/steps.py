@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 from cgexec.engine import payload
 from cgexec.engine.failures import capture, encode_failures, merged
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
-from cgexec.engine.protocol import OutputPort, Pulse
+from cgexec.engine.reports import OutputPort, Pulse
 from cgexec.exception_info import as_plain_exception
 from cgexec.isolation import Apart, without_first_frame
 from cgexec.texts import class_name, told

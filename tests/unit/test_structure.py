@@ -156,7 +156,7 @@ def test_all_names_what_can_be_had_and_nothing_twice() -> None:
 
 def test_a_host_imports_no_more_than_it_needs() -> None:
     """It takes a host as long as everything else about a new graph."""
-    code = "import sys, cgexec.engine.preparation as _; print(*(each for each in sys.modules if 'cgexec' in each))"
+    code = "import sys, cgexec.engine.in_actor as _; print(*(each for each in sys.modules if 'cgexec' in each))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found = set(run.stdout.split())
     assert "cgexec.engine.tasks" in found

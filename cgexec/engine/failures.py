@@ -18,10 +18,9 @@ from ray.exceptions import RayTaskError
 from cgexec.engine.frames import Bytes, Encoded, Kind
 from cgexec.engine.reports import OutputPort
 from cgexec.errors import TransferError, UnpicklableExceptionError
-from cgexec.exception_info import ExceptionInfo, qualified_name
 from cgexec.interruption import is_interruption
 from cgexec.isolation import apart
-from cgexec.texts import class_name, text_of
+from cgexec.texts import class_name, qualified_name, text_of
 
 
 class Failure(NamedTuple):
@@ -56,6 +55,8 @@ def capture(error: Exception, origin: OutputPort | None, instance: Any, transfer
 
 
 def _captured(error: Exception, origin: OutputPort | None, instance: Any, transfer: str) -> Failure:
+    from cgexec.exception_info import ExceptionInfo  # not before something fails: hosts start sooner without
+
     text = text_of(error)
     return Failure(
         origin=origin,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import sys
 import threading
 import time
 import uuid
@@ -31,7 +32,6 @@ from cgexec.deadline import Deadline
 from cgexec.engine.handshake import Address, HandshakeError
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub, hubs_of
 from cgexec.engine.reports import HostReport
-from cgexec.engine.tasks import loops_here
 
 _LOOP_POLL_S = 0.02
 _LEAVING_S = 2.0  # for the loop of another graph that ends; one that is inside a method may take longer
@@ -74,6 +74,7 @@ class ActorReport(NamedTuple):
     ``leased_to`` names the other graph it is in, if any; ``unfit_methods`` says, by name, why a method cannot be part
     of a graph; ``max_concurrency`` how many ordinary calls it does side by side, on threads. ``address`` is where it
     listens for this graph, None if it does not; ``no_control`` why it is not connected to the driver, empty if it is.
+    ``gpu_ids`` are those that Ray has given it.
     """
 
     node_id: str
@@ -83,6 +84,7 @@ class ActorReport(NamedTuple):
     max_concurrency: int = 1
     address: Address | None = None
     no_control: str = ""
+    gpu_ids: Sequence[str] = ()
 
 
 class _ActorState:
@@ -130,14 +132,19 @@ def take_lease(instance: Any, lease: Lease, methods: Sequence[str]) -> ActorRepo
         if is_free:
             _state.lease = lease
             _state.expires_at = time.monotonic() + lease.duration_s
+    context = ray.get_runtime_context()
     report = ActorReport(
-        node_id=ray.get_runtime_context().get_node_id(),
+        node_id=context.get_node_id(),
         incarnation=_state.incarnation,
         leased_to=leased_to,
         unfit_methods=refused,
         max_concurrency=_max_concurrency(),
+        gpu_ids=context.get_accelerator_ids().get("GPU", []),
     )
-    return _open_hub(lease, report) if is_free else report
+    if not is_free:
+        return report
+    _load_tasks()
+    return _open_hub(lease, report)
 
 
 def _loops_that_stay(graph_id: str) -> set[GraphKey | None]:
@@ -150,6 +157,20 @@ def _loops_that_stay(graph_id: str) -> set[GraphKey | None]:
     while (loops := _loops_of_others(graph_id)) and all(map(_is_ending, loops)) and leave_by.remaining_s() > 0:
         time.sleep(_LOOP_POLL_S)
     return loops
+
+
+def loops_here() -> set[GraphKey | None]:
+    """Do as ``tasks.loops_here``, which looks at every object of the process: not before a loop can have begun here."""
+    if "ray.dag.compiled_dag_node" not in sys.modules:  # whose function a loop is
+        return set()
+    from cgexec.engine import tasks
+
+    return tasks.loops_here()
+
+
+def _load_tasks() -> None:
+    """Import what the loop will need, while the other actors do. Ray's compile asks one actor after the other."""
+    from cgexec.engine import socket_edges, tasks  # noqa: F401
 
 
 def _loops_of_others(graph_id: str) -> set[GraphKey | None]:

@@ -129,7 +129,7 @@ class Loops:
 
 @pytest.fixture
 def inside_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = SimpleNamespace(get_node_id=lambda: "node")
+    here = SimpleNamespace(get_node_id=lambda: "node", get_accelerator_ids=dict)
     monkeypatch.setattr(in_actor.ray, "get_runtime_context", lambda: here)
     monkeypatch.setattr(in_actor, "_max_concurrency", lambda: 1)
     monkeypatch.setattr(in_actor, "_open_hub", lambda _lease, report: report)

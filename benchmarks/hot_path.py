@@ -24,8 +24,9 @@ from cgexec.core import GraphCore
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.driver_ends import SocketInput, SocketOutput, WireOutputs
 from cgexec.engine.frames import Encoded, Frame
-from cgexec.engine.protocol import GraphSpec, InputSpec, Member, OutputPort, OutputValue
+from cgexec.engine.protocol import GraphSpec, InputSpec, Member, OutputValue
 from cgexec.engine.ray_context import effective_settings
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.socket_edges import FromWire, SocketOutlet
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Step

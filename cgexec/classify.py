@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import ray.exceptions
 from ray.exceptions import RayActorError, RayError
 
-from cgexec.exception_info import as_plain_exception
 from cgexec.status import JobError, JobFailed, JobInfo, JobPreempted, JobStatus
+from cgexec.texts import as_plain_exception
 
 
 class Verdict(enum.Enum):

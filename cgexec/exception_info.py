@@ -16,14 +16,14 @@ import sys
 import traceback
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import tblib
 from ray import cloudpickle
 
 from cgexec.errors import UnpicklableExceptionError
 from cgexec.isolation import apart
-from cgexec.texts import text_of, told
+from cgexec.texts import qualified_name, text_of
 
 LONGEST_CHAIN = 100
 
@@ -61,8 +61,7 @@ class ExceptionInfo:
         return _load, (_take_apart(self.ex), _frames(self.tb))
 
 
-@dataclass
-class _Link:
+class _Link(NamedTuple):
     """One exception of a chain; ``cause``, ``context`` and ``members`` are the places of others in the chain."""
 
     pickled: bytes | None
@@ -75,17 +74,6 @@ class _Link:
     context: int | None
     members: list[int]
     suppress_context: bool
-
-
-def qualified_name(exception: BaseException) -> str:
-    """Return the name a traceback gives the class of ``exception``."""
-    cls = type(exception)
-    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def as_plain_exception(error: BaseException) -> Exception:
-    """Return ``error``, or an Exception that says what it is if it is none."""
-    return error if isinstance(error, Exception) else RuntimeError(told(error))
 
 
 def _notes(exception: BaseException) -> list[str]:

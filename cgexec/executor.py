@@ -26,9 +26,10 @@ from cgexec.config import GraphConfig, RebuildPolicy
 from cgexec.core import GraphCore
 from cgexec.deadline import Deadline
 from cgexec.engine.backends import backend_for
-from cgexec.engine.protocol import HostReport, HostsLostError, Member, SessionOverError
+from cgexec.engine.protocol import HostsLostError, Member, SessionOverError
 from cgexec.engine.ray_context import effective_settings
 from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.reports import HostReport
 from cgexec.errors import GraphClosedError, GraphSpecError
 from cgexec.execution import Execution
 from cgexec.hosts import HostGroup

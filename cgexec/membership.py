@@ -11,7 +11,8 @@ from typing import Any
 
 from cgexec.config import RebuildPolicy
 from cgexec.engine import bounded
-from cgexec.engine.protocol import Backend, Engine, HostReport, HostsLostError, Member, losses_among
+from cgexec.engine.protocol import Backend, Engine, HostsLostError, Member, losses_among
+from cgexec.engine.reports import HostReport
 from cgexec.errors import CgexecError
 from cgexec.hosts import check_actors
 from cgexec.isolation import apart

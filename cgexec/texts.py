@@ -43,3 +43,14 @@ class Readable:
 def told(error: BaseException) -> str:
     """Return the name of an exception's class, and its text, whatever its class makes of it."""
     return f"{class_name(error)}: {text_of(error)}"
+
+
+def qualified_name(exception: BaseException) -> str:
+    """Return the name a traceback gives the class of ``exception``."""
+    cls = type(exception)
+    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def as_plain_exception(error: BaseException) -> Exception:
+    """Return ``error``, or an Exception that says what it is if it is none."""
+    return error if isinstance(error, Exception) else RuntimeError(told(error))

@@ -21,7 +21,8 @@ from ray.exceptions import RayChannelError
 
 from cgexec.changed import Changed
 from cgexec.config import RebuildPolicy
-from cgexec.engine.protocol import Break, Engine, Pulse
+from cgexec.engine.protocol import Break, Engine
+from cgexec.engine.reports import Pulse
 from cgexec.log import logger
 
 _logger = logger(__name__)

@@ -12,7 +12,7 @@ from reference import Call, Failed, Part, Reference
 from workers import Boxed, Stage
 
 from cgexec import GraphExecutor, JobError, JobFailed, JobSucceeded, RefBox, TransferError
-from cgexec.engine import tasks
+from cgexec.engine import framing
 
 pytestmark = pytest.mark.num_ways(1)
 
@@ -335,7 +335,7 @@ def through_rays_own(inp, actors):
 def test_tasks_of_rays_own_work_among_ours(small, spawn, monkeypatch):
     """As collectives and tasks with tensors on an accelerator do, which cannot be had here."""
 
-    monkeypatch.setattr(tasks, "is_rays_own", lambda task: task.dag_node.get_method_name() in ("m1", "m2"))
+    monkeypatch.setattr(framing, "is_rays_own", lambda task: task.dag_node.get_method_name() in ("m1", "m2"))
     reference = Reference(through_rays_own, NUM_ACTORS)
     actors = spawn(NUM_ACTORS, Stage)
     with GraphExecutor(actors, through_rays_own, config=small) as graph:

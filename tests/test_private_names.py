@@ -18,7 +18,7 @@ from ray.experimental.channel.shared_memory_channel import CompositeChannel, Sha
 from workers import Asynchronous, AsyncWorker, Worker, is_in_a_graph, request
 
 from cgexec import GraphExecutor, fan_out
-from cgexec.engine import actor_calls, preparation, ray_context, tasks
+from cgexec.engine import actor_calls, in_actor, ray_context, tasks
 
 
 @pytest.mark.parametrize(("attribute", "constant"), ray_context._DEFAULTS.items())
@@ -59,6 +59,23 @@ def test_a_channel_that_several_tasks_read_wraps_the_real_one():
     inner = IntraProcessChannel(1)
     cached = CachedChannel(3, inner)
     assert (cached._inner_channel, cached._num_reads) == (inner, 3)
+
+
+def test_ray_asks_where_an_actor_is_and_what_it_has_by_names_that_can_be_stood_in_for(spawn, monkeypatch):
+    actors = spawn(2)
+    has = ray.get(actors[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_accelerator_ids()))
+    assert compiled_dag_node.CompiledDAG._get_gpu_ids(actors[0]) == has.get("GPU", [])
+    asked = []
+    monkeypatch.setattr(compiled_dag_node.CompiledDAG, "_get_gpu_ids", lambda actor: asked.append(("has", actor)) or [])
+    here = ray.get_runtime_context().get_node_id()
+    node_id = lambda _compiled, actor: asked.append(("is", actor)) or here  # noqa: E731
+    monkeypatch.setattr(compiled_dag_node.CompiledDAG, "_get_node_id", node_id)
+    with InputNode() as inp:
+        compiled = actors[1].work.bind(actors[0].work.bind(inp)).experimental_compile()
+    try:
+        assert {(what, actor) for what in ("has", "is") for actor in actors} <= set(asked)
+    finally:
+        compiled.teardown()
 
 
 def test_a_graph_that_is_said_to_be_torn_down_is_left_alone_by_ray(spawn):
@@ -220,7 +237,7 @@ def test_a_node_knows_how_many_values_its_method_returns(spawn):
 
 def test_an_actor_knows_how_many_calls_it_does_side_by_side(spawn):
     actors = [*spawn(1), *spawn(1, max_concurrency=3), *spawn(1, AsyncWorker)]
-    found = ray.get([actor.__ray_call__.remote(lambda _: preparation._max_concurrency()) for actor in actors])
+    found = ray.get([actor.__ray_call__.remote(lambda _: in_actor._max_concurrency()) for actor in actors])
     assert found == [1, 3, 1]
 
 

@@ -32,7 +32,8 @@ from cgexec import (
 from cgexec.engine import build, compilation, preparation
 from cgexec.engine.compilation import compile_graph
 from cgexec.engine.preparation import probe
-from cgexec.engine.protocol import HostReport, Member
+from cgexec.engine.protocol import Member
+from cgexec.engine.reports import HostReport
 from cgexec.engine.session import Session
 from cgexec.lifecycle import GraphEvent
 
@@ -568,14 +569,14 @@ def test_an_actor_that_is_asked_before_its_loop_has_reached_it_lets_the_loop_in(
     """Ray may hand an actor its loop after the question whether the loop has settled in, and only one at a time."""
     compile_now, wait, asked = build._compile, ray.wait, []
 
-    def ask_first(session, recipe, bound, members, hub, *rest):
+    def ask_first(session, recipe, bound, members, reports, hub, *rest):
         num_tasks = {member.info.host_id: 1 for member in members}
         ask = lambda: asked.append(preparation.await_loops(session, members, hub.key, num_tasks, 30.0))  # noqa: E731
         has_asked = threading.Event()
         monkeypatch.setattr(ray, "wait", lambda *args, **kwargs: has_asked.set() or wait(*args, **kwargs))
         threading.Thread(target=ask).start()
         assert has_asked.wait(30)  # the question goes out before the loop
-        return compile_now(session, recipe, bound, members, hub, *rest)
+        return compile_now(session, recipe, bound, members, reports, hub, *rest)
 
     monkeypatch.setattr(build, "_compile", ask_first)
     with GraphExecutor(spawn(2), fan_out("work"), config=small) as graph:

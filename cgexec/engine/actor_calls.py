@@ -24,16 +24,11 @@ from cgexec.engine.departure import stuck_host
 from cgexec.engine.frames import Encoded, Kind, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import GraphKey, Hub, HubClosedError, find_hub
+from cgexec.engine.in_actor import ActorReport
 from cgexec.engine.leasing import leased_actors
 from cgexec.engine.over_ray import BackendOverRay, EngineOverRay
 from cgexec.engine.plan import FromInput, FromStep, Plan, Source, local_readers, plan_of, remote_parts
-from cgexec.engine.preparation import (
-    ActorReport,
-    call_all,
-    obstacles_among,
-    probe,
-    release,
-)
+from cgexec.engine.preparation import call_all, obstacles_among, probe, release
 from cgexec.engine.protocol import (
     Break,
     Engine,

@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from cgexec.engine.frames import Bytes, Encoded, Kind, aligned, made
+from cgexec.engine.late_numpy import numpy
+
+if TYPE_CHECKING:
+    import numpy as np
 
 INLINE_BYTES = 1 << 14  # up to here an array is copied into the payload: a frame without buffers is seen at a glance
 _ARRAY = Kind.ARRAY
 _HEAD_BYTES = 8
 
 # The types that are nothing but their code. Others, in another byte order or with metadata, are other objects.
-_TYPES = {code: np.dtype(code) for code in "?bBhHiIlLqQefdgFDG"}
-_BY_CODE = {ord(code): each for code, each in _TYPES.items()}
+_CODES = "?bBhHiIlLqQefdgFDG"
 _MOST_DIMENSIONS = 32
 _SHAPES = [struct.Struct(f"<BB6x{number}Q") for number in range(_MOST_DIMENSIONS + 1)]
+
+
+@cache
+def _types() -> dict[int, np.dtype[Any]]:
+    return {ord(code): numpy().dtype(code) for code in _CODES}
 
 
 def encode_array(array: np.ndarray[Any, Any]) -> Encoded | None:
@@ -34,14 +41,14 @@ def encode_array(array: np.ndarray[Any, Any]) -> Encoded | None:
     Its buffer is a view.
     """
     kind: np.dtype[Any] = array.dtype
-    if _TYPES.get(kind.char) is not kind or not array.flags.c_contiguous or array.ndim > _MOST_DIMENSIONS:
+    if _types().get(ord(kind.char)) is not kind or not array.flags.c_contiguous or array.ndim > _MOST_DIMENSIONS:
         return None
     num_bytes = array.nbytes
     if num_bytes == 0:
         return None  # there would be nothing to make it of
     head = _SHAPES[array.ndim].pack(ord(kind.char), array.ndim, *array.shape)
     if num_bytes > INLINE_BYTES:
-        return made(Encoded, (_ARRAY, head, (array.reshape(-1).view(np.uint8).data,)))
+        return made(Encoded, (_ARRAY, head, (array.reshape(-1).view(numpy().uint8).data,)))
     return made(Encoded, (_ARRAY, head.ljust(aligned(len(head)), b"\0") + array.tobytes(), ()))
 
 
@@ -58,4 +65,5 @@ def decode_array(payload: Bytes, buffers: Sequence[Any]) -> np.ndarray[Any, Any]
         memory: Any = buffer.toreadonly()
     else:
         memory = memoryview(payload)[start:].toreadonly()
-    return np.frombuffer(memory, _BY_CODE[code]).reshape(shape)
+    found: np.ndarray[Any, Any] = numpy().frombuffer(memory, _types()[code]).reshape(shape)
+    return found

@@ -20,9 +20,10 @@ from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.edges import actor_name
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
+from cgexec.engine.in_actor import ActorReport
 from cgexec.engine.leasing import PROBE_AFTER_BOUND_S, leased_actors
 from cgexec.engine.over_ray import BackendOverRay
-from cgexec.engine.preparation import ActorReport, silent_or_dead
+from cgexec.engine.preparation import silent_or_dead
 from cgexec.engine.protocol import Engine, HostsLostError, Member, SessionOverError
 from cgexec.engine.ray_edges import RayHint
 from cgexec.engine.recipe import GraphRecipe
@@ -47,7 +48,7 @@ class CompiledBackend(BackendOverRay):
         try:
             with leased_actors(session, recipe, generation, members, bound.methods, deadline) as (hub, reports):
                 hint = _hint(recipe, hub, members, reports)
-                compiled = _compile(session, recipe, bound, members, hub, hint, deadline)
+                compiled = _compile(session, recipe, bound, members, reports, hub, hint, deadline)
                 try:
                     engine = CompiledEngine(session, compiled, bound, members, reports, recipe.settings, hub, on_break)
                 except SessionOverError:
@@ -103,13 +104,14 @@ def _compile(
     recipe: GraphRecipe,
     bound: BoundGraph,
     members: Sequence[Member],
+    reports: Mapping[int, ActorReport],
     hub: Hub,
     hint: ChannelOutputType,
     deadline: Deadline,
 ) -> Any:
     try:
         return _compiled_by(
-            session, recipe, lambda: compile_graph(bound, members, recipe.settings, hub, hint), deadline
+            session, recipe, lambda: compile_graph(bound, members, reports, recipe.settings, hub, hint), deadline
         )
     except bounded.BoundExceededError as error:
         losses = silent_or_dead(session, members, PROBE_AFTER_BOUND_S)

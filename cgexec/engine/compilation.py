@@ -9,16 +9,18 @@ Ray also makes an actor for each compile, on the driver's node, so that those wh
 buffers there. Sockets need none, and it is not cheap: it takes a worker from Ray's pool, which then starts another, and
 what that one imports has a core to itself for the first half second of the new graph.
 
-Private names used here: of ``ray.dag.CompiledDAG``, ``DAGDriverProxyActor``, the class of that actor, which is under
-``_proxy_actor`` in the graph and otherwise lives until garbage collection; ``_monitor_failures``, which starts that
-thread, and ``_is_teardown``, which says that the graph has been torn down; ``_actors_to_created_communicator_id``, the
-groups of accelerators that it has set up, and ``_destroy_communicator``, which ends one. On an actor's handle,
-``_method_shells``: what a call is made from.
+And Ray asks one actor after the other where it is, and which accelerators it has: all have just said so, side by side.
+
+Private names used here: of ``ray.dag.CompiledDAG``, ``_get_node_id`` and ``_get_gpu_ids``, by which it asks;
+``DAGDriverProxyActor``, the class of that actor, which is under ``_proxy_actor`` in the graph and otherwise lives until
+garbage collection; ``_monitor_failures``, which starts that thread, and ``_is_teardown``, which says that the graph has
+been torn down; ``_actors_to_created_communicator_id``, the groups of accelerators that it has set up, and
+``_destroy_communicator``, which ends one. On an actor's handle, ``_method_shells``: what a call is made from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -31,24 +33,43 @@ from ray.dag.compiled_dag_node import (  # type: ignore[attr-defined] # imported
 from ray.experimental.channel.common import ChannelOutputType
 
 from cgexec.engine.edges import give_hints
+from cgexec.engine.framing import framed_tasks
 from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.hub import Hub
-from cgexec.engine.protocol import Member, OutputPort
+from cgexec.engine.in_actor import ActorReport
+from cgexec.engine.protocol import Member
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.session import hear_out
 from cgexec.engine.socket_edges import SocketHint
 from cgexec.engine.stand_in import StandIn
-from cgexec.engine.tasks import framed_tasks
 from cgexec.settings import Settings
 
 _monitor = StandIn(CompiledDAG, "_monitor_failures")
+_node_id = StandIn(CompiledDAG, "_get_node_id")
+_gpu_ids = StandIn(CompiledDAG, "_get_gpu_ids")
 _helper = StandIn(CompiledDAG.DAGDriverProxyActor, "options")
 
 
+_rays_node_id = CompiledDAG._get_node_id
+
+
 def compile_graph(
-    bound: BoundGraph, members: Sequence[Member], settings: Settings, hub: Hub, hint: ChannelOutputType
+    bound: BoundGraph,
+    members: Sequence[Member],
+    reports: Mapping[int, ActorReport],
+    settings: Settings,
+    hub: Hub,
+    hint: ChannelOutputType,
 ) -> Any:
     """Return Ray's compiled graph. Blocks without a bound if an actor is stopped meanwhile."""
     host_ids = {member.actor: member.info.host_id for member in members}
+
+    def node_id_of(compiled: CompiledDAG, actor: Any) -> str:
+        known = actor in host_ids  # and not the driver, or Ray's own actor
+        return reports[host_ids[actor]].node_id if known else _rays_node_id(compiled, actor)
+
+    def gpu_ids_of(actor: Any) -> list[str]:
+        return list(reports[host_ids[actor]].gpu_ids)
 
     def origin_of(node: Any) -> OutputPort:
         return OutputPort(host_ids[actor_of(node)], node.get_method_name())
@@ -58,6 +79,8 @@ def compile_graph(
         changes.enter_context(_loops_without_retries(bound))
         changes.enter_context(framed_tasks(hub.key, origin_of, sum(map(bool, bound.methods.values())) == 1))
         changes.enter_context(_monitor.replaced_by(_unwatched))
+        changes.enter_context(_node_id.replaced_by(node_id_of))
+        changes.enter_context(_gpu_ids.replaced_by(gpu_ids_of))
         if all(isinstance(node.type_hint, SocketHint) for node in bound.nodes):
             changes.enter_context(_helper.replaced_by(_NoHelper))
         try:

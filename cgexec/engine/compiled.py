@@ -48,14 +48,10 @@ from cgexec.engine.driver_ends import (
 )
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.hub import Hub
+from cgexec.engine.in_actor import ActorReport
 from cgexec.engine.over_ray import EngineOverRay
 from cgexec.engine.payload import is_short
-from cgexec.engine.preparation import (
-    ActorReport,
-    await_loops,
-    obstacles_among,
-    release,
-)
+from cgexec.engine.preparation import await_loops, obstacles_among, release
 from cgexec.engine.protocol import (
     AtOnce,
     Break,
@@ -65,10 +61,10 @@ from cgexec.engine.protocol import (
     Member,
     Output,
     OutputError,
-    OutputPort,
     SendTimeoutError,
     SessionOverError,
 )
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.session import Session
 from cgexec.engine.spinning import Spin, cores
 from cgexec.engine.steps import Arrived

@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 
-from cgexec.engine.protocol import Pulse
+from cgexec.engine.reports import Pulse
 from cgexec.engine.steps import Step
 from cgexec.engine.wire import Wire
 

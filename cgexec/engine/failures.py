@@ -10,23 +10,20 @@ import os
 import pickle
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray
 from ray.exceptions import RayTaskError
 
 from cgexec.engine.frames import Bytes, Encoded, Kind
-from cgexec.engine.protocol import OutputPort
+from cgexec.engine.reports import OutputPort
 from cgexec.errors import TransferError, UnpicklableExceptionError
-from cgexec.exception_info import ExceptionInfo, qualified_name
 from cgexec.interruption import is_interruption
 from cgexec.isolation import apart
-from cgexec.texts import class_name, text_of
+from cgexec.texts import class_name, qualified_name, text_of
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """One reason why an execution has no value here.
 
     ``transfer`` is empty for an exception that a method raised; else it says what could not be sent or loaded.
@@ -58,6 +55,8 @@ def capture(error: Exception, origin: OutputPort | None, instance: Any, transfer
 
 
 def _captured(error: Exception, origin: OutputPort | None, instance: Any, transfer: str) -> Failure:
+    from cgexec.exception_info import ExceptionInfo  # not before something fails: hosts start sooner without
+
     text = text_of(error)
     return Failure(
         origin=origin,
@@ -77,7 +76,7 @@ def from_ray(error: RayTaskError) -> Failure:
     cause = error.cause if isinstance(error.cause, Exception) else error
     # What Ray has made an instance of its cause says no more where it was raised.
     where = {"pid": error.pid, "node_ip": error.ip} if {"pid", "ip"} <= vars(error).keys() else {}
-    return replace(capture(cause, None, None), traceback_text=str(error), actor_class="", **where)
+    return capture(cause, None, None)._replace(traceback_text=str(error), actor_class="", **where)
 
 
 def encode_failures(failures: Iterable[Failure]) -> Encoded:

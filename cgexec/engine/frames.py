@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -68,8 +67,7 @@ class Encoded(NamedTuple):
         return sum(aligned(buffer.nbytes) for buffer in self.buffers)
 
 
-@dataclass(slots=True)
-class Header:
+class Header(NamedTuple):
     """The head of a frame, checked."""
 
     kind: Kind

@@ -15,7 +15,8 @@ from typing import Any
 from ray.dag import ClassMethodNode, DAGNode, InputAttributeNode, InputNode, MultiOutputNode
 
 from cgexec.engine.ordering import leading_to
-from cgexec.engine.protocol import GraphSpec, InputSpec, Member, OutputPort
+from cgexec.engine.protocol import GraphSpec, InputSpec, Member
+from cgexec.engine.reports import OutputPort
 from cgexec.errors import GraphSpecError
 from cgexec.texts import told
 

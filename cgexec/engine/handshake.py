@@ -21,9 +21,8 @@ import secrets
 import socket
 import struct
 import time
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from cgexec.deadline import Deadline
 
@@ -51,8 +50,7 @@ class HandshakeError(Exception):
     """The other end did not prove that it belongs to the graph."""
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where a process listens: on its own node under an abstract name, and for other nodes by TCP."""
 
     node_id: str

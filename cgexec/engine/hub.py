@@ -21,8 +21,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cgexec.deadline import Deadline
 from cgexec.engine.control import AtWork, ControlEndedError, Controls
@@ -43,8 +42,7 @@ class HubClosedError(Exception):
     """The generation has ended in this process."""
 
 
-@dataclass(frozen=True)
-class GraphKey:
+class GraphKey(NamedTuple):
     """Which graph, and which build of it."""
 
     graph_id: str

@@ -23,18 +23,9 @@ from cgexec.engine.frames import Encoded, join, pack, unpack
 from cgexec.engine.graph_spec import BoundGraph
 from cgexec.engine.local_actor import Job, LocalProcess, process_of, world
 from cgexec.engine.plan import FromInput, FromStep, Plan, PlannedStep, Source, plan_of, remote_parts
-from cgexec.engine.protocol import (
-    AtOnce,
-    Break,
-    Engine,
-    EngineBrokenError,
-    HostReport,
-    Member,
-    Output,
-    OutputError,
-    Pulse,
-)
+from cgexec.engine.protocol import AtOnce, Break, Engine, EngineBrokenError, Member, Output, OutputError
 from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.reports import HostReport, Pulse
 from cgexec.engine.steps import LoopEndedError, Step, Taken
 from cgexec.engine.values import encoded_inputs, output_of
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cgexec.engine.graph_spec import BoundGraph
+from cgexec.engine.in_actor import unfit
 from cgexec.engine.in_process import InProcessEngine, meet_faults, replies_of
 from cgexec.engine.local_actor import process_of, world
-from cgexec.engine.preparation import unfit
-from cgexec.engine.protocol import Engine, HostReport, HostsLostError, Member, losses_among
+from cgexec.engine.protocol import Engine, HostsLostError, Member, losses_among
 from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.reports import HostReport
 from cgexec.errors import GraphSpecError
 
 T = TypeVar("T")

@@ -14,7 +14,8 @@ from cgexec.classify import is_failed_constructor
 from cgexec.deadline import Deadline
 from cgexec.engine.handshake import new_key
 from cgexec.engine.hub import DRIVER, GraphKey, Hub
-from cgexec.engine.preparation import ActorReport, Lease, prepare, refusal, release, silent_or_dead
+from cgexec.engine.in_actor import ActorReport, Lease
+from cgexec.engine.preparation import prepare, refusal, release, silent_or_dead
 from cgexec.engine.protocol import HostsLostError, Member
 from cgexec.engine.recipe import GraphRecipe
 from cgexec.engine.session import Session

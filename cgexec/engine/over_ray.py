@@ -16,9 +16,11 @@ from cgexec.deadline import Deadline
 from cgexec.engine.departure import Departure
 from cgexec.engine.edges import actor_name
 from cgexec.engine.hub import Hub
-from cgexec.engine.preparation import ActorReport, probe, release
-from cgexec.engine.protocol import AtOnce, Engine, HostReport, Member, Pulse, SessionOverError
+from cgexec.engine.in_actor import ActorReport
+from cgexec.engine.preparation import probe, release
+from cgexec.engine.protocol import AtOnce, Engine, Member, SessionOverError
 from cgexec.engine.recipe import GraphRecipe
+from cgexec.engine.reports import HostReport, Pulse
 from cgexec.engine.session import Session
 
 T = TypeVar("T")

@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection
 from pickle import PickleBuffer, dumps, loads
 from typing import Any
 
-import numpy as np
 from ray import cloudpickle
 
 from cgexec.engine.arrays import decode_array, encode_array
 from cgexec.engine.frames import MOST_BUFFERS, Encoded, Frame, Kind, made
+from cgexec.engine.late_numpy import is_array
 
 # Looked up on an enum, a member takes several times as long.
 _VALUE, _BYTES, _PLAIN_VALUE, _ARRAY = Kind.VALUE, Kind.BYTES, Kind.PLAIN, Kind.ARRAY
@@ -28,6 +28,7 @@ SHORT_BYTES = 1 << 14  # up to here a plain value is serialised, sent, received 
 # Types that run no code of anybody's as they are serialised: pickle does with them as cloudpickle, ten times as fast.
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _PLAIN = _SCALARS | {bytes}
+_CONTAINERS = frozenset({dict, list, tuple})
 _HEAD_BYTES = 512  # of a short array, at most
 _MOST_PLAIN = 64  # items of a container that are worth a look at each
 
@@ -51,7 +52,7 @@ def encode_plain(value: Any) -> Encoded | None:
         return made(Encoded, (_PLAIN_VALUE, dumps(value, 5), ()))
     if not _is_plain(value):
         return None
-    return (encode_array(value) if kind is np.ndarray else None) or _encoded(value, _PLAIN_VALUE, dumps)
+    return (None if kind in _CONTAINERS else encode_array(value)) or _encoded(value, _PLAIN_VALUE, dumps)
 
 
 def _encoded(value: Any, kind: Kind, serialise: Callable[..., bytes]) -> Encoded:
@@ -77,10 +78,10 @@ def _are_plain(values: Collection[Any]) -> bool:
 
 
 def _is_numbers(value: Any) -> bool:
-    if type(value) is not np.ndarray or value.dtype.isbuiltin != 1 or value.dtype.hasobject:
+    if not is_array(value) or value.dtype.isbuiltin != 1 or value.dtype.hasobject:
         return False
     # Where ray.util.register_serializer puts what it is told.
-    return np.ndarray not in cloudpickle.CloudPickler.dispatch
+    return type(value) not in cloudpickle.CloudPickler.dispatch
 
 
 def is_short(value: Any) -> bool:
@@ -88,9 +89,9 @@ def is_short(value: Any) -> bool:
     kind = type(value)
     if kind in _PLAIN:
         return _num_bytes(value) <= SHORT_BYTES
-    if kind is np.ndarray:
-        return value.nbytes <= SHORT_BYTES and _is_numbers(value)
-    if (kind is not dict and kind is not list and kind is not tuple) or len(value) > _MOST_PLAIN:
+    if kind not in _CONTAINERS:
+        return _is_numbers(value) and value.nbytes <= SHORT_BYTES
+    if len(value) > _MOST_PLAIN:
         return False
     parts = [*value, *value.values()] if kind is dict else value
     return _PLAIN.issuperset(map(type, parts)) and sum(map(_num_bytes, parts)) <= SHORT_BYTES

@@ -17,7 +17,7 @@ from ray.dag import DAGNode, InputAttributeNode, InputNode
 
 from cgexec.engine.graph_spec import BoundGraph, actor_of
 from cgexec.engine.ordering import split_arguments
-from cgexec.engine.protocol import OutputPort
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.steps import Step
 
 

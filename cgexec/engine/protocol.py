@@ -7,12 +7,12 @@ why; it can be torn down within a bound. It knows nothing of statuses, retries o
 from __future__ import annotations
 
 import select
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from cgexec.deadline import Deadline
+from cgexec.engine.reports import HostReport, OutputPort, Pulse
 from cgexec.isolation import bare
 from cgexec.topology import HostInfo
 
@@ -25,27 +25,6 @@ class Member:
 
     info: HostInfo
     actor: Any
-
-
-@dataclass(frozen=True)
-class HostReport:
-    """A host's sign of life. ``incarnation`` changes when its process is started anew."""
-
-    node_id: str
-    incarnation: str
-
-
-@dataclass(frozen=True)
-class Pulse:
-    """A host's sign of life, however busy it is: which of its methods it is in, None for none, and for how long."""
-
-    method: str | None = None
-    for_s: float = 0.0
-
-    @classmethod
-    def since(cls, method: str, begun_at: float | None) -> Pulse:
-        """Return the pulse of a host in ``method`` since then, on the monotonic clock; None: it is not in it."""
-        return cls() if begun_at is None else cls(method, time.monotonic() - begun_at)
 
 
 @dataclass(frozen=True)
@@ -71,14 +50,6 @@ class InputSpec:
         if problems:
             keywords = f" and the keywords {', '.join(sorted(self.keywords))}" if self.keywords else ""
             raise TypeError(f"the graph takes {self.num_positional} positional{keywords}; {'; '.join(problems)}")
-
-
-@dataclass(frozen=True)
-class OutputPort:
-    """Where an output of the graph, or an error, comes from: a host, and which of its methods."""
-
-    host_id: int
-    method: str
 
 
 @dataclass(frozen=True)

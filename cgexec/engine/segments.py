@@ -22,23 +22,29 @@ import mmap
 import os
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Protocol
 
-import numpy as np
-
 from cgexec.engine.frames import aligned, offsets
+from cgexec.engine.late_numpy import numpy
 
 MOST_SEGMENTS = 64  # each costs its writer a descriptor
 _GRANULE_BYTES = 1 << 16
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # a mapping that cannot lose its pages
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
-)  # fmt: skip
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+@cache
+def _libc() -> ctypes.CDLL:
+    """Return the C library, which takes a while to look up."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+    )  # fmt: skip
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc
+
+
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -46,12 +52,13 @@ class _Memory:
     """A mapping of shared memory that costs no descriptor: Python's own keeps a copy of it, before 3.13."""
 
     def __init__(self, descriptor: int, size: int, protection: int) -> None:
-        address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, descriptor, 0)
+        address = _libc().mmap(None, size, protection, mmap.MAP_SHARED, descriptor, 0)
         if address == _FAILED:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
         self._address = address
         self._size = size
+        self._unmap = _libc().munmap  # which is to be had to the end, whatever becomes of this module
         # What numpy asks an object for that has memory: (address, read-only).
         self.__array_interface__ = {
             "version": 3,
@@ -60,9 +67,9 @@ class _Memory:
             "data": (address, not protection & mmap.PROT_WRITE),
         }
 
-    def __del__(self, unmap: Any = _libc.munmap) -> None:
-        if hasattr(self, "_address"):
-            unmap(self._address, self._size)
+    def __del__(self) -> None:
+        if hasattr(self, "_unmap"):
+            self._unmap(self._address, self._size)
 
 
 class Segment:
@@ -76,7 +83,7 @@ class Segment:
         try:
             os.ftruncate(self.descriptor, size)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            self._memory = np.asarray(_Memory(self.descriptor, size, mmap.PROT_READ | mmap.PROT_WRITE))
+            self._memory = numpy().asarray(_Memory(self.descriptor, size, mmap.PROT_READ | mmap.PROT_WRITE))
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -85,7 +92,7 @@ class Segment:
         """Copy ``buffers`` into the segment, where ``frames.unpack_region`` looks for them."""
         lengths = [buffer.nbytes for buffer in buffers]
         for buffer, start in zip(buffers, offsets(0, lengths), strict=True):
-            self._memory[start : start + buffer.nbytes] = np.frombuffer(buffer, np.uint8)
+            self._memory[start : start + buffer.nbytes] = numpy().frombuffer(buffer, "uint8")
 
     def __del__(self) -> None:
         if hasattr(self, "_memory"):
@@ -194,7 +201,7 @@ class Mappings:
 
     def view(self, number: int) -> memoryview:
         """Return the memory of a segment for one frame. Raises KeyError if it was never added."""
-        lease: Any = np.asarray(self._mapped[number])
+        lease: Any = numpy().asarray(self._mapped[number])
         release = _Release(lease, _gone)
         release.key, release.number, release.pid, release.teller = next(_keys), number, os.getpid(), self._teller
         _waiting[release.key] = release

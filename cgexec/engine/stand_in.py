@@ -15,6 +15,7 @@ class StandIn:
         self._owner = owner
         self._name = name
         self._rays_own: Callable[..., Any] = getattr(owner, name)
+        self._as_it_was = vars(owner).get(name, self._rays_own)  # a static method is to be one again
         self._wanted = threading.local()
         self._installing = threading.Lock()
         self._num_threads = 0
@@ -37,4 +38,4 @@ class StandIn:
             with self._installing:
                 self._num_threads -= 1
                 if self._num_threads == 0:
-                    setattr(self._owner, self._name, self._rays_own)
+                    setattr(self._owner, self._name, self._as_it_was)

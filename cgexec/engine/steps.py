@@ -20,10 +20,9 @@ from typing import Any, NoReturn, cast
 from cgexec.engine import payload
 from cgexec.engine.failures import capture, encode_failures, merged
 from cgexec.engine.frames import Bytes, Encoded, Frame, Kind
-from cgexec.engine.protocol import OutputPort, Pulse
-from cgexec.exception_info import as_plain_exception
+from cgexec.engine.reports import OutputPort, Pulse
 from cgexec.isolation import Apart, without_first_frame
-from cgexec.texts import class_name, told
+from cgexec.texts import as_plain_exception, class_name, told
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 

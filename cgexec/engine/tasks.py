@@ -6,9 +6,9 @@
       │ executions differ: error                      │ raises: error          │ cannot be sent: error
 
 Ray's own task reads until the first error and leaves the rest to the next execution, which is then given inputs of the
-one before; and what it cannot send ends the actor's loop. Ray makes its tasks by the name ``ExecutableTask``, on the
-thread that compiles: while one of our graphs compiles there, ours stand in for them. They are pickled to the actors
-with the loop, which asks nothing of them but ``prepare``, ``exec_operation``, ``cancel`` and ``destroy_cuda_event``.
+one before; and what it cannot send ends the actor's loop. So ours stand in for them (``framing``). They are pickled to
+the actors with the loop, which asks nothing of them but ``prepare``, ``exec_operation``, ``cancel`` and
+``destroy_cuda_event``.
 
 Private names used here: ``ExecutableTask`` and its attributes (``input_channels``, ``output_channels``,
 ``output_idxs``, ``task_inputs``, ``resolved_kwargs``, ``method_name``), ``_DAGNodeOperationType``, and of a
@@ -18,26 +18,21 @@ Private names used here: ``ExecutableTask`` and its attributes (``input_channels
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ray.dag import CollectiveOutputNode, compiled_dag_node
 from ray.dag.compiled_dag_node import ExecutableTask
 from ray.dag.dag_node_operation import _DAGNodeOperationType
 from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.cached_channel import CachedChannel
 
-from cgexec.engine.edges import Edge, Outlet, actor_name, ending_as_ray_says
+from cgexec.engine.edges import Edge, Outlet, ending_as_ray_says
 from cgexec.engine.failures import as_task_error, decode_failures, encode_failures, from_ray
 from cgexec.engine.frames import Encoded
-from cgexec.engine.graph_spec import actor_of
 from cgexec.engine.hub import GraphKey, Hub, find_hub
-from cgexec.engine.ordering import split_arguments
-from cgexec.engine.protocol import OutputPort
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.socket_edges import FromWire, SocketEdge, SocketOutlet
 from cgexec.engine.spinning import Spin, cores
-from cgexec.engine.stand_in import StandIn
 from cgexec.engine.steps import Arguments, Step, Taken
 
 _READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE
@@ -58,14 +53,14 @@ class _Foreign:
         return Taken(index, None, None, value)
 
 
-def _source(channel: Any) -> Any:
+def source_of(channel: Any) -> Any:
     """Return the channel that is read, behind Ray's cache for several tasks of one actor if it has one."""
     return channel._inner_channel if isinstance(channel, CachedChannel) else channel
 
 
 def _reader(channel: Any, hub: Hub) -> Callable[[], Taken]:
     """Return what to call for a task's next input; other tasks of the actor may take the same."""
-    source = _source(channel)
+    source = source_of(channel)
     if isinstance(source, Edge):
         if hub.identity in source.cached_by_ray:
             return _Foreign(channel).next
@@ -98,8 +93,6 @@ class _OurTask(ExecutableTask):
 
     def __init__(self, task: Any, args: Any, kwargs: Any, key: GraphKey) -> None:
         super().__init__(task, args, kwargs)
-        given, _ = split_arguments(args)
-        self.task_inputs = self.task_inputs[: len(given)]  # what is only waited for is read, and given to nobody
         self.key = key
         self.in_a_loop = False
 
@@ -122,7 +115,7 @@ class AdoptedTask(_OurTask):
             if isinstance(channel, Edge):
                 channel.kept_outlet(hub)
         for channel in self.input_channels:
-            source = _source(channel)
+            source = source_of(channel)
             if isinstance(source, Edge):
                 source.open_reader(hub)
         ExecutableTask.prepare(self, overlap)
@@ -257,34 +250,3 @@ def loops_here() -> set[GraphKey | None]:
         elif type(each) in (AdoptedTask, FramedTask) and getattr(each, "in_a_loop", False):
             found.add(each.key)
     return found
-
-
-# -- standing in for Ray's task ----------------------------------------------------------------------------------------
-
-_task = StandIn(compiled_dag_node, "ExecutableTask")
-
-
-def is_rays_own(task: Any) -> bool:
-    """Return whether a task is to stay Ray's: a collective, or one that has to do with an accelerator."""
-    hints = [task.dag_node.type_hint, *task.arg_type_hints]
-    return isinstance(task.dag_node, CollectiveOutputNode) or any(hint.requires_accelerator() for hint in hints)
-
-
-@contextmanager
-def framed_tasks(key: GraphKey, origin_of: Callable[[Any], OutputPort], has_one_host: bool = False) -> Iterator[None]:
-    """Let the graph that this thread compiles meanwhile be made of framed tasks; ``origin_of(node)`` names each.
-
-    Collectives, and nodes whose values live on an accelerator, keep Ray's own.
-    """
-
-    def make(task: Any, args: Any, kwargs: Any) -> Any:
-        if is_rays_own(task):
-            for channel in args:  # before any task is pickled, so that all of the actor's know
-                source = _source(channel)
-                if source is not channel and isinstance(source, Edge):
-                    source.cached_by_ray.add(actor_name(actor_of(task.dag_node)))
-            return AdoptedTask(task, args, kwargs, key)
-        return FramedTask(task, args, kwargs, key, origin_of(task.dag_node), has_one_host)
-
-    with _task.replaced_by(make):
-        yield

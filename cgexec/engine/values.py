@@ -9,12 +9,12 @@ from typing import Any, TypeVar, cast
 from cgexec.engine import payload
 from cgexec.engine.failures import as_exception, capture, decode_failures
 from cgexec.engine.frames import Bytes, Encoded, Kind
-from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputPort, OutputValue
+from cgexec.engine.protocol import GraphSpec, Output, OutputError, OutputValue
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.steps import Arrived, Taken
-from cgexec.exception_info import as_plain_exception
 from cgexec.interruption import is_interruption
 from cgexec.isolation import Outcome, apart
-from cgexec.texts import told
+from cgexec.texts import as_plain_exception, told
 
 T = TypeVar("T")
 

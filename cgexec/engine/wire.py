@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
 from cgexec.engine.frames import (
     HEADER,
     Bytes,
@@ -31,6 +29,7 @@ from cgexec.engine.frames import (
     unpack_plain,
     unpack_region,
 )
+from cgexec.engine.late_numpy import numpy
 from cgexec.engine.segments import Mappings, Segment
 from cgexec.engine.stream import DONT_WAIT, NOT_NOW, Stream, WireClosedError, behind
 
@@ -231,8 +230,8 @@ class Wire:
             self._consume(end)
             return self._frame(header, region)
         if header.region_bytes > _CHUNK_BYTES:
-            self._header, self._region = header, np.empty(header.region_bytes, np.uint8)
-            self._region[:have] = np.frombuffer(self._data, np.uint8)[begin:]
+            self._header, self._region = header, numpy().empty(header.region_bytes, "uint8")
+            self._region[:have] = numpy().frombuffer(self._data, "uint8")[begin:]
             self._filled, self._data, self._start = have, b"", 0
         return None
 

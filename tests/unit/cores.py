@@ -12,16 +12,9 @@ from cgexec import GraphConfig, HostInfo, JobStatus
 from cgexec.core import GraphCore
 from cgexec.engine import payload
 from cgexec.engine.frames import Encoded
-from cgexec.engine.protocol import (
-    Break,
-    GraphSpec,
-    InputSpec,
-    Member,
-    Output,
-    OutputPort,
-    OutputValue,
-)
+from cgexec.engine.protocol import Break, GraphSpec, InputSpec, Member, Output, OutputValue
 from cgexec.engine.ray_context import effective_settings
+from cgexec.engine.reports import OutputPort
 from cgexec.lifecycle import GraphEvent
 
 HOSTS = [HostInfo(host_id, "slice-0", None, healthy=True, failed=False) for host_id in range(2)]

@@ -13,7 +13,8 @@ from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.driver_ends import SocketOutput, WireOutputs
 from cgexec.engine.failures import capture, encode_failures
 from cgexec.engine.payload import decode, encode
-from cgexec.engine.protocol import Break, OutputPort
+from cgexec.engine.protocol import Break
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.spinning import Spin
 from cgexec.engine.wire import Wire
 from cgexec.isolation import Apart

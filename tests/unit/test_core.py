@@ -17,13 +17,7 @@ from cgexec import (
     JobPreempted,
     JobSucceeded,
 )
-from cgexec.engine.protocol import (
-    Break,
-    EngineBrokenError,
-    OutputError,
-    OutputValue,
-    SendTimeoutError,
-)
+from cgexec.engine.protocol import Break, EngineBrokenError, OutputError, OutputValue, SendTimeoutError
 
 
 def test_what_was_read_stays_with_its_execution_over_waits_that_ran_out() -> None:

@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from ray.exceptions import RayTaskError
 
 from cgexec import TransferError, UnpicklableExceptionError
 from cgexec.engine.failures import (
-    Failure,
     as_exception,
     as_task_error,
     capture,
@@ -25,7 +24,7 @@ from cgexec.engine.failures import (
     merged,
 )
 from cgexec.engine.frames import Kind
-from cgexec.engine.protocol import OutputPort
+from cgexec.engine.reports import OutputPort
 from cgexec.testing.misbehaviour import HoldsALockError, NeedsArgumentsError
 
 ORIGIN = OutputPort(2, "step")
@@ -230,7 +229,7 @@ def test_a_failed_transfer_survives_whatever_its_error_is(error: Exception) -> N
 
 def test_an_exception_that_cannot_be_loaded_at_all_is_stood_in_for() -> None:
     failure = capture(caught(PlainError("the text")), ORIGIN, Worker())
-    broken = Failure(**{**vars(failure), "exception": b"no pickle"})
+    broken = failure._replace(exception=b"no pickle")
     found: Any = as_exception(broken)
     assert isinstance(found.cause, UnpicklableExceptionError)
     assert found.cause.text == "the text"
@@ -296,10 +295,10 @@ def test_an_error_of_rays_whose_cause_is_no_exception_is_its_own() -> None:
 
 
 def test_without_an_actors_class_the_heading_names_the_method_alone() -> None:
-    failure = replace(capture(caught(PlainError("the text")), ORIGIN, Worker()), actor_class="")
+    failure = capture(caught(PlainError("the text")), ORIGIN, Worker())._replace(actor_class="")
     place = f"(pid={os.getpid()}, ip={ray.util.get_node_ip_address()})"
     assert plain(as_exception(failure)).splitlines()[0] == f"ray::step() {place}"
-    assert plain(as_exception(replace(failure, origin=None))).splitlines()[0] == f"ray::task() {place}"
+    assert plain(as_exception(failure._replace(origin=None))).splitlines()[0] == f"ray::task() {place}"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 
 from cgexec import GraphConfig, GraphFailedError, GraphState, HostInfo, JobFailed, JobStatus
 from cgexec.core import GraphCore
-from cgexec.engine.protocol import Break, GraphSpec, InputSpec, Member, OutputPort
+from cgexec.engine.protocol import Break, GraphSpec, InputSpec, Member
 from cgexec.engine.ray_context import effective_settings
+from cgexec.engine.reports import OutputPort
 from cgexec.lifecycle import GraphEvent
 
 MEMBER = Member(HostInfo(0, "slice-0", None, healthy=True, failed=False), "an actor")

@@ -27,7 +27,8 @@ from cgexec import (
     LostHost,
 )
 from cgexec.classify import Verdict
-from cgexec.engine.protocol import Break, GraphSpec, InputSpec, Output, OutputError, OutputPort, OutputValue
+from cgexec.engine.protocol import Break, GraphSpec, InputSpec, Output, OutputError, OutputValue
+from cgexec.engine.reports import OutputPort
 from cgexec.outcomes import (
     failed_status,
     failures_in,

@@ -277,7 +277,7 @@ SHAPES = [(), (1,), (3,), (2, 3), (1,) * 32, (5000,), (50, 70)]
 
 @TRAVELS
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("code", sorted(arrays_module._TYPES))
+@pytest.mark.parametrize("code", sorted(arrays_module._CODES))
 def test_arrays_of_numbers_need_no_pickle(code: str, shape: tuple[int, ...], travel: Travel) -> None:
     array = (np.arange(np.prod(shape, dtype=int)) % 100).astype(code).reshape(shape)
     encoded = encode(array)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -15,10 +14,11 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
 from cgexec import GraphSpecError
 from cgexec.deadline import Deadline
-from cgexec.engine import preparation
+from cgexec.engine import in_actor
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey
-from cgexec.engine.preparation import ActorReport, Lease, end_graph, refusal, take_lease, unfit
+from cgexec.engine.in_actor import ActorReport, Lease, end_graph, take_lease, unfit
+from cgexec.engine.preparation import refusal
 
 # -- methods -----------------------------------------------------------------------------------------------------------
 
@@ -89,8 +89,8 @@ OTHER = lease("graph-2", "other", "process 2 on there")
 
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch) -> Any:
-    fresh = preparation._ActorState()
-    monkeypatch.setattr(preparation, "_state", fresh)
+    fresh = in_actor._ActorState()
+    monkeypatch.setattr(in_actor, "_state", fresh)
     return fresh
 
 
@@ -103,18 +103,18 @@ def test_a_lease_counts_while_its_driver_is_connected_and_until_it_expires(state
     with a_site() as site:
         driver, actor = site.hub(), site.hub(FIRST)
         lent(state, lease(site.key.graph_id, "mine", "process 1 on here"), -1.0 if expired else LONG_S)
-        assert preparation._binds(state.lease) is not expired
+        assert in_actor._binds(state.lease) is not expired
         actor.connect_control(driver.address, Deadline.after(LONG_S))
-        assert preparation._binds(state.lease)
+        assert in_actor._binds(state.lease)
         driver.shut()
-        assert eventually(lambda: not preparation._binds(state.lease))
+        assert eventually(lambda: not in_actor._binds(state.lease))
 
 
 @pytest.mark.parametrize(("graph_id", "is_free"), [("graph-1", True), ("graph-2", False)])
 def test_only_the_graph_that_has_the_lease_can_give_it_back(state: Any, graph_id: str, is_free: bool) -> None:
     lent(state, MINE, LONG_S)
     end_graph(None, graph_id)
-    assert preparation._binds(MINE) is not is_free
+    assert in_actor._binds(MINE) is not is_free
 
 
 class Loops:
@@ -129,12 +129,12 @@ class Loops:
 
 @pytest.fixture
 def inside_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = SimpleNamespace(get_node_id=lambda: "node")
-    monkeypatch.setattr(preparation.ray, "get_runtime_context", lambda: here)
-    monkeypatch.setattr(preparation, "_max_concurrency", lambda: 1)
-    monkeypatch.setattr(preparation, "_open_hub", lambda _lease, report: report)
-    monkeypatch.setattr(preparation, "loops_here", Loops(set()))
-    monkeypatch.setattr(preparation, "_LEAVING_S", 0.1)
+    here = SimpleNamespace(get_node_id=lambda: "node", get_accelerator_ids=dict)
+    monkeypatch.setattr(in_actor.ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(in_actor, "_max_concurrency", lambda: 1)
+    monkeypatch.setattr(in_actor, "_open_hub", lambda _lease, report: report)
+    monkeypatch.setattr(in_actor, "loops_here", Loops(set()))
+    monkeypatch.setattr(in_actor, "_LEAVING_S", 0.1)
 
 
 FOREIGN = "a compiled graph that cgexec did not build"
@@ -167,7 +167,7 @@ def test_an_actor_takes_a_lease_unless_it_is_in_another_graph(
     asking: Lease,
     leased_to: str | None,
 ) -> None:
-    monkeypatch.setattr(preparation, "loops_here", loops)
+    monkeypatch.setattr(in_actor, "loops_here", loops)
     state.lease, state.expires_at = held, time.monotonic() + expires_in_s
     assert take_lease(Worker(), asking, ["plain"]).leased_to == leased_to
     assert state.lease is (asking if leased_to is None else held)
@@ -177,9 +177,9 @@ def test_an_actor_takes_a_lease_unless_it_is_in_another_graph(
 def test_the_loop_of_a_graph_that_goes_on_is_not_waited_for(state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with a_site() as site:
         site.hub(FIRST)
-        monkeypatch.setattr(preparation, "loops_here", Loops({site.key}))
-        monkeypatch.setattr(preparation, "_LEAVING_S", 1e9)
-        going_on = dataclasses.replace(MINE, key=site.key)
+        monkeypatch.setattr(in_actor, "loops_here", Loops({site.key}))
+        monkeypatch.setattr(in_actor, "_LEAVING_S", 1e9)
+        going_on = MINE._replace(key=site.key)
         lent(state, going_on, -1.0)
         assert take_lease(Worker(), OTHER, ["plain"]).leased_to == going_on.title
 
@@ -192,7 +192,7 @@ def test_an_actor_with_an_unfit_method_takes_no_lease(state: Any) -> None:
 
 
 def test_every_process_is_an_incarnation_of_its_own() -> None:
-    assert preparation._ActorState().incarnation != preparation._ActorState().incarnation
+    assert in_actor._ActorState().incarnation != in_actor._ActorState().incarnation
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tracing import raised_at
 from cgexec.engine import payload
 from cgexec.engine.failures import Failure, capture, decode_failures, encode_failures
 from cgexec.engine.frames import Encoded, Frame, Kind
-from cgexec.engine.protocol import OutputPort
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.steps import LoopEndedError, Step, Taken
 
 ORIGIN = OutputPort(2, "step")

@@ -26,8 +26,8 @@ from cgexec.engine.failures import capture, decode_failures, encode_failures
 from cgexec.engine.frames import join, pack
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import DRIVER, GraphKey
-from cgexec.engine.protocol import OutputPort
 from cgexec.engine.ray_edges import RayEdge
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.socket_edges import FromWire, SocketEdge, SocketHint
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Taken

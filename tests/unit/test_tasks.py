@@ -26,11 +26,12 @@ from cgexec.engine import payload
 from cgexec.engine.edges import Edge
 from cgexec.engine.failures import Failure, as_exception, capture, decode_failures, encode_failures
 from cgexec.engine.frames import Encoded, Frame, Kind
+from cgexec.engine.framing import framed_tasks
 from cgexec.engine.hub import GraphKey, Hub
-from cgexec.engine.protocol import OutputPort
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.socket_edges import SocketEdge
 from cgexec.engine.steps import LoopEndedError, Taken
-from cgexec.engine.tasks import AdoptedTask, FramedTask, _reader, framed_tasks, loops_here
+from cgexec.engine.tasks import AdoptedTask, FramedTask, _reader, loops_here
 
 KEY = GraphKey("graph", 3)
 ORIGIN = OutputPort(2, "step")

@@ -9,7 +9,8 @@ import pytest
 from cgexec import TransferError
 from cgexec.engine import payload
 from cgexec.engine.frames import Frame, Kind
-from cgexec.engine.protocol import GraphSpec, InputSpec, OutputError, OutputPort, OutputValue
+from cgexec.engine.protocol import GraphSpec, InputSpec, OutputError, OutputValue
+from cgexec.engine.reports import OutputPort
 from cgexec.engine.values import encoded_inputs, output_of
 
 PORT = OutputPort(1, "step")

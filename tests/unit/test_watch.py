@@ -12,7 +12,8 @@ import pytest
 from conftest import eventually
 
 from cgexec import GraphConfig, GraphExecutor, JobError, JobPreempted, JobSucceeded, RebuildPolicy, chain
-from cgexec.engine.protocol import Break, Pulse
+from cgexec.engine.protocol import Break
+from cgexec.engine.reports import Pulse
 from cgexec.supervisor import _GivenUp
 from cgexec.testing import Fault, FaultPlan, LocalActor, Message, Recorder, kill, resume, stop
 from cgexec.watch import Watch, given_up, next_look_s

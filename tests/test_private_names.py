@@ -206,7 +206,9 @@ def test_a_compiled_graph_shows_its_channels_its_tasks_its_loops_and_its_monitor
 def test_ray_makes_an_actor_for_a_compile_where_channels_of_its_own_need_it_and_only_there(small, spawn):
     made = inspect.getsource(compiled_dag_node.CompiledDAG.__init__)
     assert re.search(r"= _create_proxy_actor\(\)", made)
-    assert re.search(r"CompiledDAG\.DAGDriverProxyActor\.options\(\s*(\w+)=[^=]*\)\.remote\(\)", made)
+    assert re.search(
+        r"return CompiledDAG\.DAGDriverProxyActor\.options\(\s*\w+=.{1,200}?\)\.remote\(\)\n", made, re.DOTALL
+    )
     actors = spawn(2)
 
     def with_a_channel_of_rays(inp, hosts):

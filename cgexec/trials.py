@@ -16,12 +16,12 @@ class Trials:
     """
 
     def __init__(self) -> None:
-        self._not_before = 0.0
+        self.not_before = 0.0  # on the monotonic clock: what ``due`` goes by, for whoever knows the time
         self._pause_s = FIRST_PAUSE_S
 
     def due(self) -> bool:
         """Return whether to try now."""
-        return time.monotonic() >= self._not_before
+        return time.monotonic() >= self.not_before
 
     def paid(self) -> None:
         """Note that a trial was worth while."""
@@ -29,5 +29,5 @@ class Trials:
 
     def in_vain(self) -> None:
         """Note that a trial was not."""
-        self._not_before = time.monotonic() + self._pause_s
+        self.not_before = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)

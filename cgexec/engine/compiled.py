@@ -97,7 +97,7 @@ class CompiledEngine(EngineOverRay):
         self.spec: GraphSpec = bound.spec
         self._compiled = compiled
         self._read_slice_s = settings.read_iteration_timeout_s.value
-        self._spin = Spin(bound.is_chain and cores() > 1)
+        self._spin = Spin(bound.is_chain and cores() > 1, may_move=True)
         self._settled_in = False
         self._settings = settings
         self._inputs: list[InputEnd] = []

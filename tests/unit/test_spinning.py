@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cgexec import trials
 from cgexec.engine import spinning
-from cgexec.engine.spinning import SPIN_S, Spin
+from cgexec.engine.spinning import SPIN_S, Spin, cores, move_over
 from cgexec.trials import FIRST_PAUSE_S, LONGEST_PAUSE_S
 
 READY = [(7, 1)]
@@ -85,10 +88,148 @@ def test_a_look_that_took_too_long_to_come_about_is_a_look(clock: Clock, monkeyp
     """Whoever has been given the core meanwhile may have kept it for as long as the spin was to last."""
     monkeypatch.setattr(spinning.os, "sched_yield", lambda: vars(clock).update(now=clock.now + 2 * SPIN_S))
     spin = Spin(True)
-    assert clock.look(spin, SPIN_S) == 2
-    assert clock.look(spin, SPIN_S) == 2, "it has paid"
+    assert clock.look(spin, SPIN_S) == 3 + 1
+    assert clock.look(spin, SPIN_S) == 3 + 1, "it has paid"
 
 
 def test_nobody_spins_where_it_cannot_pay(clock: Clock) -> None:
     spin = Spin(False)
     assert [clock.look(spin, SPIN_S / 2) for _ in range(3)] == [0] * 3
+
+
+# -- sharing a core with what is waited for ----------------------------------------------------------------------------
+
+
+class Moves:
+    """Counts the moves that a spin makes; each yield lets somebody else run for ``others_run_s``."""
+
+    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num = 0
+        self.others_run_s = 0.0
+        self.raises: Exception | None = None
+        self._clock = clock
+        monkeypatch.setattr(spinning, "move_over", self.move)
+        monkeypatch.setattr(spinning.os, "sched_yield", self.sched_yield)
+
+    def move(self) -> None:
+        self.num += 1
+        if self.raises is not None:
+            raise self.raises
+
+    def sched_yield(self) -> None:
+        self._clock.now += self.others_run_s
+
+
+@pytest.fixture
+def moves(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Moves:
+    monkeypatch.setattr(clock, "poll", lambda timeout_ms: READY if clock.now >= clock.ready_at else [])
+    return Moves(clock, monkeypatch)
+
+
+def shared(clock: Clock, moves: Moves, spin: Spin, number: int) -> int:
+    """Look so often for what comes as somebody else has the core, and return how often the spin has moved."""
+    before, moves.others_run_s = moves.num, 20e-6
+    for _ in range(number):
+        clock.ready_at = clock.now + 15e-6
+        assert spin.look(clock) == READY  # type: ignore[arg-type]
+    return moves.num - before
+
+
+def apart(clock: Clock, moves: Moves, spin: Spin) -> None:
+    """Look once for what comes while this thread has a core to itself."""
+    moves.others_run_s = 1e-6
+    clock.ready_at = clock.now + 15e-6
+    assert spin.look(clock) == READY  # type: ignore[arg-type]
+
+
+def test_who_shares_its_core_time_after_time_moves_and_then_not_for_a_while(clock: Clock, moves: Moves) -> None:
+    spin = Spin(True, may_move=True)
+    clock.now = 1.0
+    assert shared(clock, moves, spin, 3) == 0
+    assert shared(clock, moves, spin, 1) == 1
+    assert shared(clock, moves, spin, 10) == 0, "within the same millisecond"
+    clock.now += FIRST_PAUSE_S
+    assert shared(clock, moves, spin, 10) == 1
+    clock.now += FIRST_PAUSE_S
+    assert shared(clock, moves, spin, 10) == 0, "it did not help twice"
+    clock.now += 2 * FIRST_PAUSE_S
+    assert shared(clock, moves, spin, 10) == 1
+    clock.now += LONGEST_PAUSE_S
+    apart(clock, moves, spin)
+    assert shared(clock, moves, spin, 10) == 1
+    clock.now += FIRST_PAUSE_S
+    assert shared(clock, moves, spin, 10) == 1, "it had helped: the pauses begin anew"
+
+
+def test_who_is_disturbed_now_and_then_stays(clock: Clock, moves: Moves) -> None:
+    spin = Spin(True, may_move=True)
+    for _ in range(100):
+        assert shared(clock, moves, spin, 3) == 0
+        apart(clock, moves, spin)
+
+
+def test_only_one_of_two_that_look_for_each_other_moves(clock: Clock, moves: Moves) -> None:
+    assert shared(clock, moves, Spin(True), 1000) == 0
+
+
+@pytest.mark.parametrize("error", [PermissionError(1, "not allowed"), IndexError("no such field"), ValueError("none")])
+def test_who_cannot_move_looks_where_it_is(clock: Clock, moves: Moves, error: Exception) -> None:
+    moves.raises = error
+    assert shared(clock, moves, Spin(True, may_move=True), 1000) > 0
+
+
+@pytest.mark.skipif(cores() < 2, reason="there is nowhere to go")
+def test_a_thread_goes_to_another_core_and_may_go_anywhere_afterwards() -> None:
+    """Of the thread that calls alone. It is asked at once: nothing else moves it that soon, as a rule."""
+    before = os.sched_getaffinity(0)
+    left: list[int] = []
+    came: list[int] = []
+    may: list[set[int]] = []
+
+    def move() -> None:
+        for _ in range(100):
+            left.append(_core())
+            move_over()
+            came.append(_core())
+            may.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    thread.join()
+    assert all(allowed == before for allowed in may)
+    assert os.sched_getaffinity(0) == before
+    assert sum(here != there for here, there in zip(left, came, strict=True)) > 50
+
+
+def test_where_there_is_one_core_a_thread_stays_on_it() -> None:
+    found: list[set[int]] = []
+
+    def move() -> None:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        move_over()
+        found.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    thread.join()
+    assert [len(allowed) for allowed in found] == [1]
+
+
+def test_an_interrupted_move_leaves_a_thread_free_to_go_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, set_affinity = os.sched_getaffinity(0), os.sched_setaffinity
+
+    def interrupted(thread: int, allowed: set[int]) -> None:
+        set_affinity(thread, allowed)
+        if allowed != before:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(spinning.os, "sched_setaffinity", interrupted)
+    if cores() > 1:
+        with pytest.raises(KeyboardInterrupt):
+            move_over()
+    assert os.sched_getaffinity(0) == before
+
+
+def _core() -> int:
+    """Return the core that this thread is on."""
+    return int(Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()[36])

@@ -29,7 +29,7 @@ from rich.table import Table
 
 BASE = "raw"  # the contestant that ratios are to
 WARM_UP_S = 1.0
-TURN_S, FEWEST_CALLS = 3.0, 20  # a turn of slow calls ends early
+TURN_S, FEWEST_CALLS = 3.0, 5  # a turn of slow calls ends early
 
 Call = Callable[[], object]
 Contestant = Callable[[], AbstractContextManager[Any]]  # yields what is measured: a Call, as a rule

@@ -64,16 +64,22 @@ class Spin:
                 if now - yielded_at > _RAN_HERE_S:
                     self._share()
                 elif self._num_shared:
-                    self._num_shared = 0
-                    self._moves.paid()
+                    self._be_apart()
                 return ready
             if now >= look_until:
                 self._trials.in_vain()
                 return []
             if ready := poller.poll(0) or poller.poll(0):  # to yield takes as long as to look: sooner seen, by 2 %
                 self._trials.paid()
+                if self._num_shared:
+                    self._be_apart()
                 return ready
             os.sched_yield()
+
+    def _be_apart(self) -> None:
+        """Note that what was waited for came while this thread had a core to itself."""
+        self._num_shared = 0
+        self._moves.paid()
 
     def _share(self) -> None:
         """Note that what was waited for came as somebody else had this core; go to another if that is the rule."""

@@ -41,6 +41,7 @@ def frames_of(data: bytes, most: int) -> bytes:
         frames += HEADER.pack(
             provider.ConsumeIntInRange(0, max(Kind) + 1),
             provider.ConsumeIntInRange(0, 2),
+            provider.PickValueInList([0, 0, 0, 1, 1 << 15]),
             provider.PickValueInList([GENERATION] * 7 + [0]),
             num_buffers,
             provider.PickValueInList([0, 0, 0, 1, 2]),

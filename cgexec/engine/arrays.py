@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import cache
+from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any
 
 from cgexec.engine.frames import Bytes, Encoded, Kind, aligned, made
@@ -35,7 +36,7 @@ def _types() -> dict[int, np.dtype[Any]]:
     return {ord(code): numpy().dtype(code) for code in _CODES}
 
 
-def encode_array(array: np.ndarray[Any, Any]) -> Encoded | None:
+def encode_array(array: Any) -> Encoded | None:
     """Return an array, which is of numpy's own class, ready to be sent; None if it takes a pickle to say what it is.
 
     Its buffer is a view.
@@ -48,7 +49,7 @@ def encode_array(array: np.ndarray[Any, Any]) -> Encoded | None:
         return None  # there would be nothing to make it of
     head = _SHAPES[array.ndim].pack(ord(kind.char), array.ndim, *array.shape)
     if num_bytes > INLINE_BYTES:
-        return made(Encoded, (_ARRAY, head, (array.reshape(-1).view(numpy().uint8).data,)))
+        return made(Encoded, (_ARRAY, head, (PickleBuffer(array).raw(),)))
     return made(Encoded, (_ARRAY, head.ljust(aligned(len(head)), b"\0") + array.tobytes(), ()))
 
 
@@ -59,11 +60,11 @@ def decode_array(payload: Bytes, buffers: Sequence[Any]) -> np.ndarray[Any, Any]
     """
     code, num_dimensions = payload[0], payload[1]
     _, _, *shape = _SHAPES[num_dimensions].unpack_from(payload)
-    start = aligned(_HEAD_BYTES * (num_dimensions + 1))
     if buffers:
         (buffer,) = buffers
         memory: Any = buffer.toreadonly()
     else:
+        start = aligned(_HEAD_BYTES * (num_dimensions + 1))
         memory = memoryview(payload)[start:].toreadonly()
     found: np.ndarray[Any, Any] = numpy().frombuffer(memory, _types()[code]).reshape(shape)
     return found

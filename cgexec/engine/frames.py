@@ -2,13 +2,13 @@
 
 ::
 
-    header (48 bytes)                                    region
-    kind  flags  generation  buffers  segment  execution │ lengths of the buffers │ payload │ buffers, each aligned
-                             payload bytes  region bytes │
+    header (48 bytes)                                  region
+    kind  flags  mark  generation  buffers  segment  │ lengths of the buffers │ payload │ buffers, each aligned
+    execution  payload bytes  region bytes           │
 
 A frame says which execution of which generation it belongs to, so that every reader can check it. The buffers of a
 frame that names a segment are not in the region: they lie in that segment of shared memory, in the same order and
-aligned alike (``segments``).
+aligned alike, until its reader sets the mark (``segments``).
 
 Everything here is a pure function of bytes. What comes in from a peer is checked before a byte of it is believed.
 """
@@ -18,11 +18,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 Bytes = bytes | memoryview
 
-HEADER = struct.Struct("<BBxxIIIQQQ8x")
+HEADER = struct.Struct("<BBHIIIQQQ8x")
 _HEADER_BYTES = HEADER.size
 ALIGNMENT = 64
 MOST_BUFFERS = 1 << 20
@@ -64,7 +65,7 @@ class Encoded(NamedTuple):
 
     def buffer_bytes(self) -> int:
         """Return how much room the buffers take, each aligned."""
-        return sum(aligned(buffer.nbytes) for buffer in self.buffers)
+        return sum([aligned(buffer.nbytes) for buffer in self.buffers])
 
 
 class Header(NamedTuple):
@@ -72,6 +73,7 @@ class Header(NamedTuple):
 
     kind: Kind
     new_segment: bool
+    mark: int
     generation: int
     num_buffers: int
     segment: int
@@ -105,24 +107,32 @@ def offsets(start: int, lengths: Sequence[int]) -> list[int]:
     return found
 
 
-def pack(encoded: Encoded, generation: int, execution: int, segment: int = 0, new_segment: bool = False) -> list[Bytes]:
+def pack(
+    encoded: Encoded, generation: int, execution: int, segment: int = 0, mark: int = 0, new_segment: bool = False
+) -> list[Bytes]:
     """Return the pieces of a frame, in order. With a ``segment`` the buffers are left out: they are in there."""
     kind, payload, buffers = encoded
     if not buffers:
         size = len(payload)
-        head = HEADER.pack(kind, 0, generation, 0, segment, execution, size, size)
+        head = HEADER.pack(kind, 0, 0, generation, 0, segment, execution, size, size)
         return [head + payload] if size < _JOINED_BYTES else [head, payload]
     lengths = [buffer.nbytes for buffer in buffers]
-    table = struct.pack(f"<{len(lengths)}Q", *lengths)
+    table = _table(len(lengths)).pack(*lengths)
+    size, end = len(payload), len(table) + len(payload)
     pieces: list[Bytes] = [table, payload]
-    end = len(table) + len(payload)
     if not segment:
         for buffer, offset in zip(buffers, offsets(end, lengths), strict=True):
             pieces += [_PADDING[: offset - end], buffer]
             end = offset + buffer.nbytes
     flags = _NEW_SEGMENT if new_segment else 0
-    head = HEADER.pack(kind, flags, generation, len(lengths), segment, execution, len(payload), end)
-    return _joined([head, *pieces])
+    head = HEADER.pack(kind, flags, mark, generation, len(lengths), segment, execution, size, end)
+    return [head + table + payload] if segment and end < _JOINED_BYTES else _joined([head, *pieces])
+
+
+@lru_cache(16)
+def _table(num_buffers: int) -> struct.Struct:
+    """Return how the lengths of so many buffers are written down."""
+    return struct.Struct(f"<{num_buffers}Q")
 
 
 def _joined(pieces: list[Bytes]) -> list[Bytes]:
@@ -147,32 +157,34 @@ def unpack_header(data: Bytes, start: int = 0) -> Header:
     Raises:
         FrameError: it is no header that ``pack`` could have written.
     """
-    kind, flags, generation, num_buffers, segment, execution, payload_bytes, region_bytes = HEADER.unpack_from(
-        data, start
-    )
-    if kind not in _KINDS or flags & ~_NEW_SEGMENT or (flags and not segment):
-        raise FrameError(f"kind {kind}, flags {flags}")
+    return _checked(HEADER.unpack_from(data, start))
+
+
+def _checked(fields: tuple[int, ...]) -> Header:
+    kind, flags, mark, generation, num_buffers, segment, execution, payload_bytes, region_bytes = fields
+    if kind not in _KINDS or flags & ~_NEW_SEGMENT or ((flags or mark) and not segment):
+        raise FrameError(f"kind {kind}, flags {flags}, mark {mark}")
     if num_buffers > MOST_BUFFERS or region_bytes > MOST_BYTES or 8 * num_buffers + payload_bytes > region_bytes:
         raise FrameError(f"{num_buffers} buffers and {payload_bytes} bytes in a region of {region_bytes} bytes")
-    return Header(_KINDS[kind], bool(flags), generation, num_buffers, segment, execution, payload_bytes, region_bytes)
+    known = _KINDS[kind], bool(flags)
+    return made(Header, (*known, mark, generation, num_buffers, segment, execution, payload_bytes, region_bytes))
 
 
-def unpack_plain(data: bytes, start: int = 0) -> Frame | None:
+def unpack_next(data: bytes, start: int = 0) -> Frame | Header | None:
     """Return the frame that begins at ``start`` of ``data``, if all of it is there and it has no buffers, as most.
 
-    Else None. It is ``HEADER.size`` bytes long and as many as its payload. As ``unpack_header`` and ``unpack_region``
-    together, in half the time.
+    Such a frame is ``HEADER.size`` bytes long and as many as its payload. Else its header, if all of that is there;
+    else None. Raises FrameError as ``unpack_header``.
     """
     begin = start + _HEADER_BYTES
     left = len(data) - begin
     if left < 0:
         return None
-    kind, flags, generation, num_buffers, segment, execution, payload_bytes, region_bytes = HEADER.unpack_from(
-        data, start
-    )
+    fields = HEADER.unpack_from(data, start)
+    kind, flags, mark, generation, num_buffers, segment, execution, payload_bytes, region_bytes = fields
     known = _WITH_PAYLOAD.get(kind)
-    if known is None or flags or num_buffers or segment or payload_bytes != region_bytes or region_bytes > left:
-        return None
+    if known is None or flags or num_buffers or segment or mark or payload_bytes != region_bytes or region_bytes > left:
+        return _checked(fields)
     return made(Frame, (known, generation, execution, data[begin : begin + payload_bytes], ()))
 
 
@@ -182,21 +194,23 @@ def unpack_region(header: Header, region: memoryview, shared: memoryview | None 
     Raises:
         FrameError: the lengths do not fit the region, or the segment.
     """
-    if not header.num_buffers:
-        if header.payload_bytes != header.region_bytes:
+    kind, _, _, generation, num_buffers, _, execution, payload_bytes, region_bytes = header
+    if not num_buffers:
+        if payload_bytes != region_bytes:
             raise FrameError("bytes are left over behind the payload")
-        return Frame(header.kind, header.generation, header.execution, region)
-    table_bytes = 8 * header.num_buffers
-    lengths = struct.unpack_from(f"<{header.num_buffers}Q", region)
-    end = table_bytes + header.payload_bytes
-    payload = region[table_bytes:end]
-    where, begin, limit = (region, end, header.region_bytes) if shared is None else (shared, 0, shared.nbytes)
-    starts = offsets(begin, lengths)
-    filled = starts[-1] + lengths[-1]
-    if filled > limit or (filled != limit if shared is None else end != header.region_bytes):
+        return Frame(kind, generation, execution, region)
+    table_bytes = 8 * num_buffers
+    end = table_bytes + payload_bytes
+    where, filled, limit = (region, end, region_bytes) if shared is None else (shared, 0, shared.nbytes)
+    lengths = _table(num_buffers).unpack_from(region)
+    buffers = []
+    for length in lengths:
+        start = aligned(filled)
+        filled = start + length
+        buffers.append(where[start:filled])
+    if filled > limit or (filled != limit if shared is None else end != region_bytes):
         raise FrameError(f"{sum(lengths)} bytes of buffers do not fill {limit}")
-    buffers = [where[start : start + length] for start, length in zip(starts, lengths, strict=True)]
-    return Frame(header.kind, header.generation, header.execution, payload, buffers)
+    return made(Frame, (kind, generation, execution, region[table_bytes:end], buffers))
 
 
 def join(pieces: Sequence[Bytes]) -> bytes:

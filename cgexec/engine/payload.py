@@ -52,9 +52,9 @@ def encode_plain(value: Any) -> Encoded | None:
         return Encoded(_BYTES, b"", (memoryview(value),))
     if kind in _SCALARS:
         return made(Encoded, (_PLAIN_VALUE, dumps(value, 5), ()))
-    if not _is_plain(value):
-        return None
-    return (None if kind in _CONTAINERS else encode_array(value)) or _encoded(value, _PLAIN_VALUE, dumps)
+    if is_array(value) and not _is_registered(kind) and (ready := encode_array(value)):
+        return ready
+    return _encoded(value, _PLAIN_VALUE, dumps) if _is_plain(value) else None
 
 
 def _encoded(value: Any, kind: Kind, serialise: Callable[..., bytes]) -> Encoded:
@@ -82,8 +82,12 @@ def _are_plain(values: Collection[Any]) -> bool:
 def _is_numbers(value: Any) -> bool:
     if not is_array(value) or value.dtype.isbuiltin != 1 or value.dtype.hasobject:
         return False
-    # Where ray.util.register_serializer puts what it is told.
-    return type(value) not in cloudpickle.CloudPickler.dispatch
+    return not _is_registered(type(value))
+
+
+def _is_registered(kind: type) -> bool:
+    """Return whether a class has somebody's code to serialise it: here ray.util.register_serializer puts that."""
+    return kind in cloudpickle.CloudPickler.dispatch
 
 
 def is_short(value: Any) -> bool:

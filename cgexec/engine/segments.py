@@ -5,12 +5,16 @@
     writer: SegmentPool                                      reader: Mappings
     take() ── free segment, or a new one ── descriptor ──>   map it, once
     copy the buffers into it ── frame that names it ──────>  arrays over it, read-only
-    free again  <── "released" ── the last of those arrays is gone
+    free again  <── its mark, in the last page ── the last of those arrays is gone
 
 A segment is written again and again: fresh pages cost more than the copy. What is pinned by arrays that somebody keeps
 is not written; beyond the pool's bound there is no segment to be had, and the data goes through the stream into memory
 of the reader's own. Nothing has a name in the file system: the kernel frees a segment with its last user, whatever
 becomes of the processes.
+
+Behind the data there is a page of marks, a byte for each reader of a frame, which the reader sets and the writer looks
+at: to tell and to hear of it takes no call of the system. Between what is read, or written, and the mark there are
+thousands of instructions, more than any processor has in hand at a time, so that neither needs a fence.
 """
 
 from __future__ import annotations
@@ -23,13 +27,18 @@ import os
 import weakref
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cgexec.engine.frames import aligned, offsets
+from cgexec.engine.frames import aligned
 from cgexec.engine.late_numpy import numpy
 
+if TYPE_CHECKING:
+    import numpy as np
+
 MOST_SEGMENTS = 64  # each costs its writer a descriptor
+MOST_MARKS = mmap.PAGESIZE
 _GRANULE_BYTES = 1 << 16
+_BRIEF_BYTES = 1 << 20  # are copied within some 20 us
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # a mapping that cannot lose its pages
 
 
@@ -51,8 +60,8 @@ _FAILED = ctypes.c_void_p(-1).value
 class _Memory:
     """A mapping of shared memory that costs no descriptor: Python's own keeps a copy of it, before 3.13."""
 
-    def __init__(self, descriptor: int, size: int, protection: int) -> None:
-        address = _libc().mmap(None, size, protection, mmap.MAP_SHARED, descriptor, 0)
+    def __init__(self, descriptor: int, start: int, size: int, protection: int) -> None:
+        address = _libc().mmap(None, size, protection, mmap.MAP_SHARED, descriptor, start)
         if address == _FAILED:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
@@ -72,30 +81,60 @@ class _Memory:
             self._unmap(self._address, self._size)
 
 
+def _mapped(descriptor: int, start: int, size: int, protection: int) -> np.ndarray[Any, Any]:
+    """Return the bytes of a mapping, which lives as long as anything that lies on them."""
+    found: np.ndarray[Any, Any] = numpy().asarray(_Memory(descriptor, start, size, protection))
+    return found
+
+
+_READ_AND_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
+
 class Segment:
-    """A piece of shared memory that one process writes. ``holders``: the readers that have not released it yet."""
+    """A piece of shared memory that one process writes: ``size`` bytes, whole pages, for buffers."""
 
     def __init__(self, number: int, size: int) -> None:
         self.number = number
         self.size = size
-        self.holders = 0
+        self._num_lent = 0  # marks, from the first on
         self.descriptor = os.memfd_create("cgexec", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self.descriptor, size)
+            os.ftruncate(self.descriptor, size + MOST_MARKS)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            self._memory = numpy().asarray(_Memory(self.descriptor, size, mmap.PROT_READ | mmap.PROT_WRITE))
+            self._memory = _mapped(self.descriptor, 0, size, _READ_AND_WRITE)
+            self._bytes = self._memory.data
+            self._marks = _mapped(self.descriptor, size, MOST_MARKS, _READ_AND_WRITE).data
         except BaseException:
             os.close(self.descriptor)
             raise
 
     def write(self, buffers: Sequence[memoryview]) -> None:
         """Copy ``buffers`` into the segment, where ``frames.unpack_region`` looks for them."""
-        lengths = [buffer.nbytes for buffer in buffers]
-        for buffer, start in zip(buffers, offsets(0, lengths), strict=True):
-            self._memory[start : start + buffer.nbytes] = numpy().frombuffer(buffer, "uint8")
+        start = 0
+        for buffer in buffers:
+            start = aligned(start)
+            end = start + len(buffer)
+            if end - start <= _BRIEF_BYTES:
+                self._bytes[start:end] = buffer
+            else:  # others run meanwhile
+                self._memory[start:end] = numpy().frombuffer(buffer, "uint8")
+            start = end
+
+    def lend(self) -> int:
+        """Return the mark that one more reader of what is written now is to set. Raises IndexError: all are lent."""
+        mark = self._num_lent
+        self._marks[mark] = 0
+        self._num_lent = mark + 1
+        return mark
+
+    def is_free(self) -> bool:
+        """Return whether every reader has set its mark: then the segment can be written again."""
+        if self._num_lent and 0 not in self._marks[: self._num_lent]:
+            self._num_lent = 0
+        return not self._num_lent
 
     def __del__(self) -> None:
-        if hasattr(self, "_memory"):
+        if hasattr(self, "_marks"):
             os.close(self.descriptor)
 
 
@@ -109,12 +148,18 @@ class SegmentPool:
 
     def take(self, num_bytes: int) -> tuple[Segment | None, list[int]]:
         """Return a segment for ``num_bytes``, or None where the bound allows none; and those given up for it."""
-        free = [segment for segment in self._segments.values() if segment.holders == 0]
-        fitting = [segment for segment in free if num_bytes <= segment.size <= 4 * _rounded(num_bytes)]
-        if fitting:
-            return min(fitting, key=lambda segment: segment.size), []
+        largest, found = 4 * max(num_bytes, _GRANULE_BYTES), None
+        for segment in self._segments.values():
+            size = segment.size
+            if num_bytes <= size <= largest and segment.is_free():
+                found, largest = segment, size - 1
+        return (found, []) if found is not None else self._added(num_bytes)
+
+    def _added(self, num_bytes: int) -> tuple[Segment | None, list[int]]:
+        """Do as ``take``, where none that there is will do."""
         size = _rounded(num_bytes)
         room = self._limit_bytes - sum(segment.size for segment in self._segments.values())
+        free = [segment for segment in self._segments.values() if segment.is_free()]
         given_up: list[int] = []
         while free and (room < size or len(self._segments) >= MOST_SEGMENTS):
             segment = free.pop()
@@ -130,12 +175,6 @@ class SegmentPool:
         self._segments[segment.number] = segment
         return segment, given_up
 
-    def released(self, number: int) -> None:
-        """Note that one of its readers has released a segment."""
-        segment = self._segments.get(number)
-        if segment is not None and segment.holders > 0:
-            segment.holders -= 1
-
 
 def _rounded(num_bytes: int) -> int:
     """Return a size for ``num_bytes`` such that values of like size share segments: at most an eighth more."""
@@ -143,69 +182,74 @@ def _rounded(num_bytes: int) -> int:
     return (aligned(num_bytes) + step - 1) // step * step
 
 
-class Teller(Protocol):
-    """Who can tell the writer of a segment that a frame's buffers are not used any more."""
+class _Lease(weakref.ref[Any]):
+    """Sets the mark of one frame when the last array over its buffers has gone."""
 
-    def tell_released(self, number: int) -> None:
-        """Do so, without locks and without waiting."""
+    __slots__ = ("forks", "mark", "marks")
 
-
-class _Release(weakref.ref[Any]):
-    """Tells the writer when the last array over one frame's buffers has gone, if there still is a way to tell."""
-
-    __slots__ = ("key", "number", "pid", "teller")
-
-    key: int
-    number: int
-    pid: int
-    teller: weakref.ref[Teller]
+    marks: memoryview
+    mark: int
+    forks: int
 
 
-_keys = itertools.count()
-_waiting: dict[int, _Release] = {}  # a weak reference calls nobody unless it is kept itself
+_leases: dict[int, _Lease] = {}  # by id: a weak reference calls nobody unless it is kept itself
+_forks = 0
 
 
-def _gone(release: weakref.ref[Any]) -> None:
+def _gone(lease: Any) -> None:
     """Answer for an array that has gone. Called wherever and whenever that is: takes no locks, and never blocks."""
-    if isinstance(release, _Release):
-        _waiting.pop(release.key, None)
-        teller = release.teller()
-        if teller is not None and release.pid == os.getpid():  # not in a forked child: its parent has the array still
-            teller.tell_released(release.number)
+    del _leases[id(lease)]
+    if lease.forks == _forks:
+        lease.marks[lease.mark] = 1
 
 
-# A forked child has the mappings too, and arrays over them, and cannot tell when it lets go of them: what its parent
-# holds at that moment is never said to be free, so that it is never written again under the child.
-os.register_at_fork(before=_waiting.clear)
+def _forking() -> None:
+    """Have no lease of now set its mark: the child has its arrays too, and cannot tell when it lets go of them."""
+    global _forks
+    _forks += 1
+
+
+# Afterwards once more, should another thread have made a lease in between.
+os.register_at_fork(before=_forking, after_in_parent=_forking, after_in_child=_forking)
+
+
+class _Mapping(NamedTuple):
+    data: np.ndarray[Any, Any]
+    marks: memoryview
 
 
 class Mappings:
-    """The segments of one writer, as one reader sees them. ``teller`` is told of each frame that is gone.
+    """The segments of one writer, as one reader sees them."""
 
-    It is not kept alive: arrays that somebody keeps must not keep a connection open.
-    """
-
-    def __init__(self, teller: Teller) -> None:
-        self._teller = weakref.ref(teller)
-        self._mapped: dict[int, _Memory] = {}
+    def __init__(self) -> None:
+        self._mapped: dict[int, _Mapping] = {}
 
     def add(self, number: int, descriptor: int) -> None:
         """Map the segment behind ``descriptor``, which is closed. Raises OSError or ValueError if it is no segment."""
         try:
             if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ValueError("a segment that could still shrink")
-            size = os.fstat(descriptor).st_size
-            self._mapped[number] = _Memory(descriptor, size, mmap.PROT_READ)
+            size = os.fstat(descriptor).st_size - MOST_MARKS
+            if size <= 0 or size % mmap.PAGESIZE:
+                raise ValueError(f"a segment of {size} bytes and a page of marks")
+            data = _mapped(descriptor, 0, size, mmap.PROT_READ)
+            marks = _mapped(descriptor, size, MOST_MARKS, _READ_AND_WRITE).data
+            self._mapped[number] = _Mapping(data, marks)
         finally:
             os.close(descriptor)
 
-    def view(self, number: int) -> memoryview:
-        """Return the memory of a segment for one frame. Raises KeyError if it was never added."""
-        lease: Any = numpy().asarray(self._mapped[number])
-        release = _Release(lease, _gone)
-        release.key, release.number, release.pid, release.teller = next(_keys), number, os.getpid(), self._teller
-        _waiting[release.key] = release
-        return memoryview(lease)
+    def view(self, number: int, mark: int) -> memoryview:
+        """Return the memory of a segment for one frame; its ``mark`` is set when nothing lies on it any more.
+
+        Raises KeyError if the segment was never added, IndexError if it has no such mark.
+        """
+        data, marks = self._mapped[number]
+        marks[mark]  # there is one
+        array: np.ndarray[Any, Any] = data.view()
+        lease = _Lease(array, _gone)
+        lease.marks, lease.mark, lease.forks = marks, mark, _forks
+        _leases[id(lease)] = lease
+        return array.data
 
     def forget(self, number: int) -> None:
         """Keep a segment no longer; what still lies on it stays readable."""

@@ -17,7 +17,7 @@ from cgexec.engine.edges import Edge, Incoming, Outlet, Queue, actor_name
 from cgexec.engine.frames import Encoded, Frame, pack
 from cgexec.engine.handshake import Address
 from cgexec.engine.hub import GraphKey, Hub
-from cgexec.engine.segments import Segment
+from cgexec.engine.segments import MOST_MARKS, Segment
 from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Taken
 from cgexec.engine.stream import WireClosedError
@@ -75,7 +75,7 @@ class SocketOutlet:
         self.wires = wires
         self._queue = queue
         self.has_local = queue is not None
-        self._any_near = any(wire.passes_descriptors for wire in wires)
+        self._shares = 0 < sum(wire.passes_descriptors for wire in wires) <= MOST_MARKS
 
     def put(self, encoded: Encoded | None, value: Any, execution: int) -> None:
         if self._queue is not None:
@@ -83,32 +83,29 @@ class SocketOutlet:
         if encoded is None:
             return
         try:
-            segment = self._share(encoded) if encoded.buffers and self._any_near else None
+            segment = self._share(encoded) if encoded.buffers and self._shares else None
             if segment is None:
                 pieces = pack(encoded, self._generation, execution)
                 for wire in self.wires:
-                    wire.send_packed(pieces)
+                    wire.send(pieces)
                 return
-            for wire in self.wires:
-                wire.send(encoded, execution, segment if wire.passes_descriptors else None)
+            # First: to copy what is large throws out of the caches what this takes.
+            packed = [wire.pack(encoded, execution, segment) for wire in self.wires]
+            segment.write(encoded.buffers)
+            for wire, pieces in zip(self.wires, packed, strict=True):
+                wire.send(pieces)
         except WireClosedError as error:
             raise RayChannelError(f"Channel closed: {error}") from error
 
     def _share(self, encoded: Encoded) -> Segment | None:
-        """Return a segment that holds the buffers of ``encoded``; None where the stream is better, or all there is."""
+        """Return a segment for the buffers of ``encoded``; None where the stream is better, or all there is."""
         size = encoded.buffer_bytes()
         if size < payload.LARGE_BYTES:
             return None
-        pool = self._hub.pool
-        for wire in self._hub.edge_wires():
-            for number in wire.take_releases():
-                pool.released(number)
-        segment, given_up = pool.take(size)
+        segment, given_up = self._hub.pool.take(size)
         for number in given_up:
             for wire in self._hub.edge_wires():
                 wire.forget(number)
-        if segment is not None:
-            segment.write(encoded.buffers)
         return segment
 
 

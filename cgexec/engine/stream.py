@@ -3,8 +3,7 @@
 ::
 
     writer ── pipe ───────────── what is written ──────────────> reader     on one node
-       └───── Unix socket ────── descriptors; its end ends all ──> │
-    writer <──────────────────── releases ──────────────────────── ┘
+       └───── Unix socket ────── descriptors; its end ends all ──> ┘
 
     writer <─ TCP socket ─────── all of it ────────────────────> reader     between nodes
 

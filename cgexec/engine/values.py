@@ -85,7 +85,7 @@ def output_of(arrived: Arrived, port: OutputPort, run: Callable[[Callable[[], An
     if isinstance(arrived, Taken):
         failures, load = arrived.failures, arrived.value
     else:
-        if arrived.kind in payload.NOBODYS_CODE and not arrived.buffers:
+        if arrived.kind in payload.NOBODYS_CODE:
             try:
                 return OutputValue(payload.decode(arrived))
             except Exception as error:

@@ -1,4 +1,4 @@
-"""One connection between two processes of a graph: frames one way, releases of shared memory the other.
+"""One connection between two processes of a graph, which frames go through.
 
 Writing never waits: what the ``stream`` does not take at once is copied and sent on by the hub's thread. So two stages
 that send each other large values do not wait for each other, and a method may write over its arrays once it has
@@ -9,11 +9,9 @@ A wire is ended by ``shut``, from any thread: whoever waits on it is woken.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from cgexec.engine.frames import (
@@ -25,16 +23,16 @@ from cgexec.engine.frames import (
     Header,
     Kind,
     pack,
-    unpack_header,
-    unpack_plain,
+    unpack_next,
     unpack_region,
 )
 from cgexec.engine.late_numpy import numpy
 from cgexec.engine.segments import Mappings, Segment
-from cgexec.engine.stream import DONT_WAIT, NOT_NOW, Stream, WireClosedError, behind
+from cgexec.engine.stream import Stream, WireClosedError, behind
 
 _CHUNK_BYTES = 1 << 16
-_RELEASE = struct.Struct("<I")
+_HEADER_BYTES = HEADER.size
+_FORGET = Kind.FORGET  # looked up on an enum, a member takes several times as long
 
 
 class Wire:
@@ -54,7 +52,7 @@ class Wire:
         self._region: Any = None  # memory for a frame that is longer than a chunk
         self._header: Header | None = None
         self._filled = 0
-        self._mappings = Mappings(self)
+        self._mappings = Mappings()
         self._no_frame = ""  # why nothing behind what has been received can be believed
         # What the other end has seen:
         self._announced: set[int] = set()
@@ -80,28 +78,28 @@ class Wire:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def send(self, encoded: Encoded, execution: int, segment: Segment | None = None) -> None:
-        """Send one frame; does not wait. ``segment`` holds its buffers, if given.
+    def pack(self, encoded: Encoded, execution: int, segment: Segment) -> list[Bytes]:
+        """Return a frame for ``send``, which is to follow. Its buffers are to be in ``segment`` by then.
 
         Raises:
             WireClosedError: the connection has ended.
         """
-        new = segment is not None and segment.number not in self._announced
-        if segment is None or (new and not self.stream.pass_on(segment.descriptor)):
-            self.send_packed(pack(encoded, self._generation, execution))
-            return
-        segment.holders += 1
-        self._announced.add(segment.number)
-        self.send_packed(pack(encoded, self._generation, execution, segment.number, new))
+        number = segment.number
+        if number in self._announced:
+            return pack(encoded, self._generation, execution, number, segment.lend())
+        if not self.stream.passes_descriptors or not self.stream.pass_on(segment.descriptor):
+            return pack(encoded, self._generation, execution)
+        self._announced.add(number)
+        return pack(encoded, self._generation, execution, number, segment.lend(), True)
 
     def forget(self, number: int) -> None:
         """Tell the other end that a segment is not used any more."""
         if number in self._announced:
             self._announced.discard(number)
-            self.send_packed(pack(Encoded(Kind.FORGET, b""), self._generation, 0, number))
+            self.send(pack(Encoded(_FORGET, b""), self._generation, 0, number))
 
-    def send_packed(self, pieces: Sequence[Bytes]) -> None:
-        """Send a frame of this generation, as ``pack`` made it; does not wait. Raises as ``send``."""
+    def send(self, pieces: Sequence[Bytes]) -> None:
+        """Send a frame of this generation, as ``pack`` made it; does not wait. Raises as ``pack``."""
         with self._sending:
             if self._shut:
                 raise WireClosedError("the connection was closed")
@@ -127,21 +125,6 @@ class Wire:
                 self._unsent = []
             return not self._unsent
 
-    def take_releases(self) -> list[int]:
-        """Return the numbers of the segments that the other end has released since the last call."""
-        if not self._announced:
-            return []
-        try:
-            data = self.sock.recv(_CHUNK_BYTES, DONT_WAIT)
-        except OSError:
-            return []
-        return [number for (number,) in _RELEASE.iter_unpack(data[: len(data) // 4 * 4])]
-
-    def tell_released(self, number: int) -> None:
-        """Tell the writer that a frame's buffers are not used any more. Called by finalisers: no locks, no waiting."""
-        with suppress(OSError):  # the writer has gone, and the segment with it; its room never runs out
-            self.sock.send(_RELEASE.pack(number), NOT_NOW)
-
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def receive(self, *, block: bool, once: bool = False) -> Frame | None:
@@ -158,15 +141,16 @@ class Wire:
                     return None
                 self.stream.wait()
             try:
-                frame = unpack_plain(data)
-            except MemoryError as error:
+                found = unpack_next(data)
+            except (FrameError, MemoryError) as error:
                 raise self._none(error) from error
-            if frame is not None and frame.generation == self._generation:
-                end = HEADER.size + len(frame.payload)
+            if type(found) is Frame and found.generation == self._generation:
+                end = _HEADER_BYTES + len(found.payload)
                 if end < len(data):
                     self._data, self._start = data, end
-                return frame
+                return found
             self._data = data
+            return self._received(block, once, found)
         return self._received(block, once)
 
     def receive_into(self, arrived: deque[Frame], *, once: bool = False) -> None:
@@ -189,14 +173,15 @@ class Wire:
         self.shut()
         return WireClosedError(self._no_frame)
 
-    def _received(self, block: bool, once: bool) -> Frame | None:
+    def _received(self, block: bool, once: bool, seen: Frame | Header | None = None) -> Frame | None:
+        """Do as ``receive``; ``seen`` is what comes next, as far as it has been looked at."""
         if self._no_frame:
             raise WireClosedError(self._no_frame)
         try:
             while True:
-                frame = self._next()
+                frame, seen = self._next(seen), None
                 if frame is not None:
-                    if frame.kind is not Kind.FORGET:
+                    if frame.kind is not _FORGET:
                         return frame
                 elif once:
                     return None
@@ -207,25 +192,23 @@ class Wire:
         except (FrameError, MemoryError, KeyError, IndexError, ValueError) as error:
             raise self._none(error) from error
 
-    def _next(self) -> Frame | None:
+    def _next(self, seen: Frame | Header | None) -> Frame | None:
         """Return the next frame, if all of it has been received."""
         if self._header is not None:
             return self._next_long(self._header)
-        plain = unpack_plain(self._data, self._start)
-        if plain is not None and plain.generation == self._generation:
-            self._consume(self._start + HEADER.size + len(plain.payload))
-            return plain
-        have = len(self._data) - self._start - HEADER.size
-        if have < 0:
+        header = seen or unpack_next(self._data, self._start)
+        if header is None:
             return None
-        header = unpack_header(self._data, self._start)
         if header.generation != self._generation:
             raise FrameError(f"it is of generation {header.generation}, not {self._generation}")
-        begin = self._start + HEADER.size
-        end = begin + header.region_bytes
+        begin = self._start + _HEADER_BYTES
+        if isinstance(header, Frame):
+            self._consume(begin + len(header.payload))
+            return header
+        have, end = len(self._data) - begin, begin + header.region_bytes
         if have >= header.region_bytes:
             region = memoryview(self._data)[begin:end]
-            if header.num_buffers:
+            if header.num_buffers and not header.segment:
                 region = memoryview(bytes(region))  # arrays want to be aligned
             self._consume(end)
             return self._frame(header, region)
@@ -254,10 +237,10 @@ class Wire:
                 self._mappings.add(header.segment, self.stream.take_descriptor())
             except (OSError, LookupError) as error:
                 raise FrameError(str(error)) from error
-        if header.kind is Kind.FORGET:
+        if header.kind is _FORGET:
             self._mappings.forget(header.segment)
         elif header.segment:
-            return unpack_region(header, region, self._mappings.view(header.segment))
+            return unpack_region(header, region, self._mappings.view(header.segment, header.mark))
         return unpack_region(header, region)
 
     def _fill(self) -> bool:

@@ -29,7 +29,7 @@ from cgexec.engine.frames import (
     pack,
     unpack,
     unpack_header,
-    unpack_plain,
+    unpack_next,
     unpack_region,
 )
 
@@ -52,9 +52,9 @@ def packed(sizes: Sequence[int] = (), payload: bytes = b"payload") -> bytes:
 
 
 def header(
-    kind: int = 1, flags: int = 0, buffers: int = 0, segment: int = 0, payload: int = 0, region: int = 0
+    kind: int = 1, flags: int = 0, mark: int = 0, buffers: int = 0, segment: int = 0, payload: int = 0, region: int = 0
 ) -> bytes:
-    return HEADER.pack(kind, flags, GENERATION, buffers, segment, EXECUTION, payload, region)
+    return HEADER.pack(kind, flags, mark, GENERATION, buffers, segment, EXECUTION, payload, region)
 
 
 def address(data: Any) -> int:
@@ -72,14 +72,28 @@ def little_memory() -> Iterator[None]:
         tracemalloc.stop()
 
 
+def seen(data: bytes) -> Frame | None:
+    """Return the frame that is seen at a glance; what else is seen is what ``unpack_header`` finds."""
+    try:
+        found = unpack_next(data)
+    except FrameError:
+        with pytest.raises(FrameError):
+            unpack_header(data)
+        return None
+    if isinstance(found, Frame):
+        return found
+    assert found == (None if len(data) < HEADER.size else unpack_header(data))
+    return None
+
+
 def frame_or_refusal(data: bytes) -> Frame | None:
     """Return the frame that ``data`` is, None if it is refused; it never holds more than ``data`` does.
 
     One that is seen at a glance is the one that a closer look finds.
     """
-    plain = unpack_plain(data)
+    plain = seen(data)
     if plain is not None and HEADER.size + len(plain.payload) < len(data):
-        assert unpack_plain(bytes(7) + data, 7) == plain
+        assert unpack_next(bytes(7) + data, 7) == plain
         data = data[: HEADER.size + len(plain.payload)]
     try:
         frame = unpack(data)
@@ -105,10 +119,14 @@ def test_what_is_packed_is_unpacked(sizes: tuple[int, ...], payload: bytes) -> N
 
 def test_a_frame_without_buffers_is_seen_at_a_glance() -> None:
     frame = Frame(Kind.VALUE, GENERATION, EXECUTION, b"payload")
-    assert unpack_plain(packed()) == unpack_plain(packed() + b"x") == unpack_plain(b"abc" + packed(), 3) == frame
-    for data in (b"", packed((1,)), packed()[:-1], join(pack(Encoded(Kind.FORGET, b""), 0, 0, 7))):
-        assert unpack_plain(data) is None
-        assert unpack_plain(b"abc" + data, 3) is None
+    assert unpack_next(packed()) == unpack_next(packed() + b"x") == unpack_next(b"abc" + packed(), 3) == frame
+
+
+@pytest.mark.parametrize("data", [packed((1,)), packed()[:-1], join(pack(Encoded(Kind.FORGET, b""), 0, 0, 7))])
+def test_of_any_other_frame_the_header_is_seen(data: bytes) -> None:
+    assert unpack_next(data) == unpack_next(b"abc" + data, 3) == unpack_header(data)
+    for end in range(HEADER.size):
+        assert unpack_next(data[:end]) is None
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -185,17 +203,18 @@ def test_the_header_says_how_long_the_pieces_are_together(sizes: tuple[int, ...]
 # -- segments ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mark", [0, 1, 2**16 - 1])
 @pytest.mark.parametrize("new", [True, False])
-def test_the_buffers_of_a_frame_that_names_a_segment_are_found_there(new: bool) -> None:
+def test_the_buffers_of_a_frame_that_names_a_segment_are_found_there(new: bool, mark: int) -> None:
     sizes = (100, 0, LARGE)
     shared = bytearray(1 << 20)
     for content, start in zip(contents(sizes), offsets(0, sizes), strict=True):
         shared[start : start + len(content)] = content
-    data = join(pack(encoded(sizes), GENERATION, EXECUTION, 7, new))
+    data = join(pack(encoded(sizes), GENERATION, EXECUTION, 7, mark, new))
     assert len(data) < 200
 
     head = unpack_header(data)
-    assert (head.segment, head.new_segment) == (7, new)
+    assert (head.segment, head.new_segment, head.mark) == (7, new, mark)
     frame = unpack_region(head, memoryview(data)[HEADER.size :], memoryview(shared))
     assert bytes(frame.payload) == b"payload"
     assert [bytes(buffer) for buffer in frame.buffers] == contents(sizes)
@@ -225,6 +244,7 @@ def test_a_frame_in_one_piece_cannot_name_a_segment() -> None:
         header(kind=255),
         header(flags=1),  # a new segment, and none is named
         header(flags=2, segment=1),
+        header(mark=1),  # of no segment
         header(buffers=MOST_BUFFERS + 1, region=MOST_BYTES),
         header(region=MOST_BYTES + 1),
         header(region=2**64 - 1),
@@ -305,18 +325,18 @@ def test_any_bytes_are_a_frame_or_refused(data: bytes) -> None:
 
 
 @given(
-    st.tuples(*[st.integers(0, 2**bits - 1) for bits in (3, 2)], st.integers(0, 20), st.integers(0, 1)),
+    st.tuples(*[st.integers(0, most) for most in (7, 3, 1, 20, 1)]),
     st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1)),
     st.lists(st.one_of(st.integers(0, 64), st.integers(0, 2**64 - 1)), max_size=5),
     st.binary(max_size=300),
 )
 @settings(deadline=None, max_examples=300)
 def test_any_header_over_any_region_is_a_frame_or_refused(
-    small: tuple[int, int, int, int], payload: int, table: list[int], rest: bytes
+    small: tuple[int, int, int, int, int], payload: int, table: list[int], rest: bytes
 ) -> None:
-    kind, flags, buffers, segment = small
+    kind, flags, mark, buffers, segment = small
     region = struct.pack(f"<{len(table)}Q", *table) + rest
-    frame = frame_or_refusal(header(kind, flags, buffers, segment, payload, len(region)) + region)
+    frame = frame_or_refusal(header(kind, flags, mark, buffers, segment, payload, len(region)) + region)
     assert frame is None or len(frame.buffers) == buffers
 
 

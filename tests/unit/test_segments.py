@@ -20,7 +20,7 @@ from leaks import nothing_left, num_descriptors
 
 from cgexec.engine import segments
 from cgexec.engine.frames import offsets
-from cgexec.engine.segments import MOST_SEGMENTS, Mappings, Segment, SegmentPool
+from cgexec.engine.segments import MOST_MARKS, MOST_SEGMENTS, Mappings, Segment, SegmentPool
 
 SIZE = 1 << 20
 
@@ -31,12 +31,24 @@ def _leaves_nothing() -> Iterator[None]:
         yield
 
 
-def taken(pool: SegmentPool, num_bytes: int = SIZE, holders: int = 1) -> Segment:
+def mapped(segment: Segment) -> Mappings:
+    """Return a reader's mappings of ``segment``."""
+    mappings = Mappings()
+    mappings.add(segment.number, os.dup(segment.descriptor))
+    return mappings
+
+
+def taken(pool: SegmentPool, num_bytes: int = SIZE, num_readers: int = 1) -> Segment:
     """Return a segment of ``pool`` that so many readers hold."""
     segment, _ = pool.take(num_bytes)
     assert segment is not None
-    segment.holders += holders
+    assert [segment.lend() for _ in range(num_readers)] == list(range(num_readers))
     return segment
+
+
+def release(segment: Segment, mark: int = 0) -> None:
+    """Take a frame that lies on ``segment``, and let go of it."""
+    mapped(segment).view(segment.number, mark)
 
 
 # -- the writer's pool -------------------------------------------------------------------------------------------------
@@ -47,29 +59,47 @@ def test_a_segment_is_used_again_when_it_has_been_released_and_not_before() -> N
     first = taken(pool)
     second = taken(pool)
     assert second is not first
-    pool.released(first.number)
+    release(first)
     assert taken(pool) is first
 
 
 def test_a_segment_is_held_until_every_reader_has_released_it() -> None:
     pool = SegmentPool(2 * SIZE)
-    segment = taken(pool, holders=3)
-    for _ in range(2):
-        pool.released(segment.number)
-        assert taken(pool, SIZE // 2, holders=0) is not segment
-    pool.released(segment.number)
+    segment = taken(pool, num_readers=3)
+    for mark in (2, 0, 0):
+        release(segment, mark)
+        assert taken(pool, SIZE // 2, num_readers=0) is not segment
+    release(segment, 1)
     assert taken(pool) is segment
 
 
-def test_a_release_too_many_counts_for_nothing() -> None:
+def test_a_segment_that_nobody_was_lent_is_free() -> None:
     pool = SegmentPool(SIZE)
-    segment = taken(pool)
-    for _ in range(3):
-        pool.released(segment.number)
-    pool.released(12345)
-    assert segment.holders == 0
+    segment = taken(pool, num_readers=0)
     assert taken(pool) is segment
     assert pool.take(SIZE) == (None, [])
+
+
+def test_who_reads_it_now_is_not_mistaken_for_who_read_it_before() -> None:
+    segment = Segment(1, SIZE)
+    for num_readers in (3, 1, 2, 3):
+        for mark in [segment.lend() for _ in range(num_readers)]:
+            assert not segment.is_free()
+            release(segment, mark)
+        assert segment.is_free()
+
+
+def test_no_more_is_lent_than_there_are_marks() -> None:
+    segment = Segment(1, SIZE)
+    assert [segment.lend() for _ in range(MOST_MARKS)][-1] == MOST_MARKS - 1
+    with pytest.raises(IndexError):
+        segment.lend()
+    with pytest.raises(IndexError):
+        mapped(segment).view(1, MOST_MARKS)
+    for mark in range(MOST_MARKS):
+        assert not segment.is_free()
+        release(segment, mark)
+    assert segment.is_free()
 
 
 @pytest.mark.parametrize("limit", [0, SIZE - 1])
@@ -88,8 +118,17 @@ def test_the_pool_is_bounded_in_number() -> None:
     pool = SegmentPool(1 << 30)
     held = [taken(pool, 1) for _ in range(MOST_SEGMENTS)]
     assert pool.take(1) == (None, [])
-    pool.released(held[5].number)
+    release(held[5])
     assert pool.take(1) == (held[5], [])
+
+
+def test_of_those_that_fit_the_smallest_is_taken() -> None:
+    pool = SegmentPool(1 << 30)
+    sizes = [3 * SIZE, SIZE, 2 * SIZE, 4 * SIZE]
+    segments = [taken(pool, size) for size in sizes]
+    for segment in segments:
+        release(segment)
+    assert [taken(pool, SIZE).size for _ in sizes] == sorted(sizes)
 
 
 def test_free_segments_that_do_not_fit_are_given_up_for_one_that_does() -> None:
@@ -97,7 +136,7 @@ def test_free_segments_that_do_not_fit_are_given_up_for_one_that_does() -> None:
     free = [taken(pool) for _ in range(2)]
     held = taken(pool)
     for segment in free:
-        pool.released(segment.number)
+        release(segment)
     large, given_up = pool.take(2 * SIZE)
     assert large is not None
     assert large.size == 2 * SIZE
@@ -108,7 +147,7 @@ def test_free_segments_that_do_not_fit_are_given_up_for_one_that_does() -> None:
 def test_no_more_is_given_up_than_the_room_asked_for_takes() -> None:
     pool = SegmentPool(4 * SIZE)
     for segment in [taken(pool, SIZE) for _ in range(3)]:
-        pool.released(segment.number)
+        release(segment)
     _, given_up = pool.take(2 * SIZE)
     assert len(given_up) == 1
 
@@ -116,7 +155,7 @@ def test_no_more_is_given_up_than_the_room_asked_for_takes() -> None:
 def test_a_segment_far_too_large_is_not_spent_on_a_small_value() -> None:
     pool = SegmentPool(1 << 30)
     large = taken(pool, 64 * SIZE)
-    pool.released(large.number)
+    release(large)
     assert taken(pool, SIZE) is not large
 
 
@@ -148,17 +187,22 @@ def test_a_segment_that_cannot_be_made_leaves_no_descriptor(monkeypatch: pytest.
 
 
 class Reader:
-    """Mappings, and what they tell the writer. They hold it weakly: it lives as long as the test's own reference."""
+    """A reader of one segment, which is told how many of its frames have been released."""
 
-    def __init__(self) -> None:
-        self.told: list[int] = []
-        self.mappings = Mappings(self)
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.mappings = mapped(segment)
+        self.num_lent = 0
 
-    def tell_released(self, number: int) -> None:
-        self.told.append(number)
+    def view(self) -> memoryview:
+        """Return what the next frame lies on."""
+        self.num_lent += 1
+        return self.mappings.view(self.segment.number, self.segment.lend())
 
-    def add(self, segment: Segment) -> None:
-        self.mappings.add(segment.number, os.dup(segment.descriptor))
+    @property
+    def released(self) -> list[int]:
+        """The marks that are set, as the writer sees them."""
+        return [mark for mark in range(self.num_lent) if self.segment._marks[mark]]
 
 
 def written(number: int = 1, size: int = SIZE) -> tuple[Segment, np.ndarray[Any, Any]]:
@@ -171,20 +215,17 @@ def written(number: int = 1, size: int = SIZE) -> tuple[Segment, np.ndarray[Any,
 
 def test_what_is_written_is_read_and_seen_to_change() -> None:
     segment, array = written()
-    reader = Reader()
-    reader.add(segment)
-    view = reader.mappings.view(1)
+    view = Reader(segment).view()
     np.testing.assert_array_equal(np.frombuffer(view, "i8"), array)
     segment.write([memoryview(array[::-1].copy()).cast("B")])
     np.testing.assert_array_equal(np.frombuffer(view, "i8"), array[::-1])
 
 
 def test_several_buffers_lie_where_they_are_looked_for() -> None:
-    segment, reader = Segment(1, SIZE), Reader()
+    segment = Segment(1, SIZE)
     contents = [b"abc", b"", bytes(range(100)), b"z"]
     segment.write([memoryview(content) for content in contents])
-    reader.add(segment)
-    view = reader.mappings.view(1)
+    view = Reader(segment).view()
     starts = offsets(0, [len(content) for content in contents])
     assert [bytes(view[start : start + len(c)]) for start, c in zip(starts, contents, strict=True)] == contents
 
@@ -207,97 +248,61 @@ HOLDERS: dict[str, Callable[[memoryview], Any]] = {
 
 
 @pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS)
-def test_a_frame_is_released_once_when_the_last_that_lies_on_it_is_gone(holder: Callable[[memoryview], Any]) -> None:
-    segment, _ = written()
-    reader = Reader()
-    reader.add(segment)
-    held = holder(reader.mappings.view(1))
+def test_a_frame_is_released_when_the_last_that_lies_on_it_is_gone(holder: Callable[[memoryview], Any]) -> None:
+    reader = Reader(written()[0])
+    held = holder(reader.view())
     gc.collect()
-    assert reader.told == []
+    assert reader.released == []
     del held
-    assert reader.told == [1]
-    gc.collect()
-    assert reader.told == [1]
+    assert reader.released == [0]
 
 
 def test_every_frame_over_one_segment_is_released_by_itself() -> None:
-    segment, _ = written(7)
-    reader = Reader()
-    reader.add(segment)
-    views = [reader.mappings.view(7) for _ in range(3)]
+    reader = Reader(written(7)[0])
+    views = [reader.view() for _ in range(3)]
     while views:
+        assert not reader.segment.is_free()
         views.pop()
-        assert reader.told == [7] * (3 - len(views))
+        assert reader.released == [0, 1, 2][len(views) :]
+    assert reader.segment.is_free()
 
 
 def test_no_answer_is_kept_for_what_is_gone() -> None:
-    segment, _ = written()
-    reader = Reader()
-    reader.add(segment)
-    before = len(segments._waiting)
-    views = [reader.mappings.view(1) for _ in range(5)]
-    assert len(segments._waiting) == before + 5
+    reader = Reader(written()[0])
+    before = len(segments._leases)
+    views = [reader.view() for _ in range(5)]
+    assert len(segments._leases) == before + 5
     views.clear()
-    assert len(segments._waiting) == before
+    assert len(segments._leases) == before
 
 
 def test_what_lies_on_a_segment_that_was_forgotten_stays_readable_and_is_released() -> None:
     segment, array = written()
-    reader = Reader()
-    reader.add(segment)
-    kept = np.frombuffer(reader.mappings.view(1), "i8")
+    reader = Reader(segment)
+    kept = np.frombuffer(reader.view(), "i8")
     reader.mappings.forget(1)
     reader.mappings.forget(1)
-    del segment
-    gc.collect()
     np.testing.assert_array_equal(kept, array)
     with pytest.raises(KeyError):
-        reader.mappings.view(1)
+        reader.view()
     del kept
-    assert reader.told == [1]
+    assert reader.released == [0]
 
 
-def test_a_kept_array_does_not_keep_alive_who_is_to_be_told_and_outlives_it() -> None:
+def test_a_kept_array_outlives_everybody() -> None:
     segment, array = written()
-    reader = Reader()
-    reader.add(segment)
-    kept = np.frombuffer(reader.mappings.view(1), "i8")
-    another = reader.mappings.view(1)
-    told, gone = reader.told, weakref.ref(reader)
-    before = len(segments._waiting)
-    gc.disable()  # nor does it take the collector
-    try:
-        del reader
-        assert gone() is None
-    finally:
-        gc.enable()
+    kept = np.frombuffer(Reader(segment).view(), "i8")
+    gone = weakref.ref(segment)
+    before = len(segments._leases)
     del segment
-    gc.collect()
+    assert gone() is None
     np.testing.assert_array_equal(kept, array)
-    del kept, another  # an error in here would be a warning, and warnings are errors
-    gc.collect()
-    assert told == []
-    assert len(segments._waiting) == before - 2
-
-
-def test_mappings_that_outlive_who_is_to_be_told_still_show_what_is_written() -> None:
-    segment, array = written()
-    reader = Reader()
-    mappings = reader.mappings
-    reader.add(segment)
-    del reader
-    kept = np.frombuffer(mappings.view(1), "i8")
-    np.testing.assert_array_equal(kept, array)
-    before = len(segments._waiting)
-    del kept
-    assert len(segments._waiting) == before - 1
+    del kept  # an error in here would be a warning, and warnings are errors
+    assert len(segments._leases) == before - 1
 
 
 def test_a_mapping_cannot_be_written_to() -> None:
-    segment, _ = written()
-    reader = Reader()
-    reader.add(segment)
-    view = reader.mappings.view(1)
+    view = Reader(written()[0]).view()
     assert view.readonly
     with pytest.raises(TypeError):
         view[0] = 1
@@ -310,8 +315,9 @@ def half_sealed() -> int:
     return descriptor
 
 
-def sealed_and_empty() -> int:
-    descriptor = os.memfd_create("empty", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def sealed(size: int) -> int:
+    descriptor = os.memfd_create("sealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     return descriptor
 
@@ -326,44 +332,44 @@ def plain_file() -> int:
     "open_one",
     [
         half_sealed,
-        sealed_and_empty,
+        lambda: sealed(0),
+        lambda: sealed(MOST_MARKS),
+        lambda: sealed(MOST_MARKS + SIZE - 1),
         plain_file,
         lambda: os.memfd_create("unsealed", os.MFD_CLOEXEC),
         lambda: os.eventfd(0),
         lambda: os.open("/dev/zero", os.O_RDONLY),
     ],
-    ids=["half sealed", "empty", "file", "unsealed", "eventfd", "device"],
+    ids=["half sealed", "empty", "marks alone", "no whole pages", "file", "unsealed", "eventfd", "device"],
 )
 def test_a_descriptor_that_is_no_segment_is_refused_and_closed(open_one: Callable[[], int]) -> None:
-    reader = Reader()
+    mappings = Mappings()
     descriptor = open_one()
     with pytest.raises((OSError, ValueError)):
-        reader.mappings.add(1, descriptor)
+        mappings.add(1, descriptor)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
     with pytest.raises(KeyError):
-        reader.mappings.view(1)
+        mappings.view(1, 0)
 
 
 def test_what_is_held_at_a_fork_is_never_released() -> None:
     """Nobody can tell when the child, which holds it too, lets go of it."""
-    segment, _ = written()
-    reader = Reader()
-    reader.add(segment)
-    held = [np.frombuffer(reader.mappings.view(1), "i8")]
+    reader = Reader(written()[0])
+    held = [np.frombuffer(reader.view(), "i8")]
 
     def drop() -> None:
         held.clear()
         gc.collect()
-        assert reader.told == []
-        assert not segments._waiting
+        assert reader.released == []
 
     assert ended_well(fork(drop))
-    assert reader.told == []
+    assert reader.released == []
     held.clear()
-    assert reader.told == []
-    np.frombuffer(reader.mappings.view(1), "i8")  # held by nobody, and not at the fork
-    assert reader.told == [1]
+    assert reader.released == []
+    np.frombuffer(reader.view(), "i8")  # held by nobody, and not at the fork
+    assert reader.released == [1]
+    assert not reader.segment.is_free()
 
 
 def test_an_array_that_lives_until_the_interpreter_exits_makes_no_noise() -> None:
@@ -372,14 +378,11 @@ import os
 import numpy as np
 from cgexec.engine.segments import Mappings, Segment
 segment = Segment(1, 1 << 20)
-class Teller:
-    def tell_released(self, number):
-        print(number)
-teller = Teller()
-mappings = Mappings(teller)
+mappings = Mappings()
 mappings.add(1, os.dup(segment.descriptor))
-mappings.view(1)
-kept = np.frombuffer(mappings.view(1), "i8")
+mappings.view(1, segment.lend())
+print(segment.is_free())
+kept = np.frombuffer(mappings.view(1, segment.lend()), "i8")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr, done.stdout.split()[0]) == (0, "", "1")
+    assert (done.returncode, done.stderr, done.stdout.split()[0]) == (0, "", "True")

@@ -14,7 +14,6 @@ from leaks import nothing_left, num_descriptors
 from wires import LONG_S, MEGABYTE, PAIRS, Ends, ends_of, flush_all, in_a_thread, joined
 
 from cgexec.engine import stream as stream_module
-from cgexec.engine.frames import pack
 from cgexec.engine.payload import encode
 from cgexec.engine.segments import SegmentPool
 from cgexec.engine.stream import Stream, WireClosedError, behind
@@ -181,8 +180,8 @@ def test_where_there_is_no_room_for_a_descriptor_the_value_goes_through_the_stre
     encoded = encode(value)
     segment, _ = pool.take(encoded.buffer_bytes())
     assert segment is not None
-    near.writer.send(encoded, 0, segment)
-    assert segment.holders == 0
+    near.send_through(segment, encoded)
+    assert segment.is_free()
     flushing = in_a_thread(lambda: flush_all(near.writer))
     np.testing.assert_array_equal(near.receive(), value)
     assert joined(flushing)
@@ -205,7 +204,7 @@ def test_what_is_behind_so_many_bytes(num_bytes: int) -> None:
 def test_a_frame_of_any_length_crosses_whatever_the_room(near: Ends) -> None:
     for number, size in enumerate((0, 1, 4095, 4096, 4097, 65_535, 65_536, 65_537, 262_144, 3 * MEGABYTE)):
         value = os.urandom(size)
-        near.writer.send_packed(pack(encode([value]), 3, number))
+        near.send([value], number)
         flushing = in_a_thread(lambda: flush_all(near.writer))
         assert near.receive() == [value]
         assert joined(flushing), LONG_S

@@ -182,12 +182,12 @@ def test_what_is_sent_while_the_backlog_is_flushed_comes_behind_it(ends: Ends) -
 def test_a_backlog_whose_reader_has_gone_is_dropped() -> None:
     here, there = socket.socketpair()
     wire = Wire(Stream(here), GENERATION, lambda _: None)
-    wire.send(encode(bytes(4 * MEGABYTE)), 0)
+    wire.send(pack(encode(bytes(4 * MEGABYTE)), GENERATION, 0))
     assert not wire.flush()
     there.close()
     assert wire.flush()
     with pytest.raises(WireClosedError):
-        wire.send(encode(1), 1)
+        wire.send(pack(encode(1), GENERATION, 1))
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

@@ -28,10 +28,11 @@ def _leaves_nothing() -> Iterator[None]:
 
 
 def frame_of(generation: int = GENERATION, **fields: int) -> bytes:
-    head = {"kind": 1, "flags": 0, "buffers": 0, "segment": 0, "payload": 3, "region": 3, **fields}
+    head = {"kind": 1, "flags": 0, "mark": 0, "buffers": 0, "segment": 0, "payload": 3, "region": 3, **fields}
     return HEADER.pack(
         head["kind"],
         head["flags"],
+        head["mark"],
         generation,
         head["buffers"],
         head["segment"],
@@ -51,6 +52,7 @@ GARBAGE = {
     "lengths that wrap": frame_of(buffers=1, payload=2**64 - 8, region=8),
     "a buffer beyond the region": frame_of(buffers=2, payload=0, region=16)[: HEADER.size] + b"\xff" * 16,
     "bytes left over": frame_of(payload=2),
+    "a mark of no segment": frame_of(mark=1),
     "a segment that was never passed": frame_of(segment=5, buffers=0),
     "a new segment without a descriptor": frame_of(segment=5, flags=1),
     "a new segment that is forgotten": frame_of(kind=4, segment=5, flags=1),

@@ -13,7 +13,7 @@ from wires import MEGABYTE, Ends, ends_of, flush_all, in_a_thread, joined, tcp_p
 
 from cgexec.engine.frames import Encoded, Kind
 from cgexec.engine.payload import encode
-from cgexec.engine.segments import Segment, SegmentPool
+from cgexec.engine.segments import MOST_SEGMENTS, Segment, SegmentPool
 from cgexec.engine.stream import WireClosedError
 
 
@@ -35,15 +35,12 @@ def unix(_leaves_nothing: None) -> Iterator[Ends]:
 
 def share(ends: Ends, pool: SegmentPool, value: Any) -> Segment:
     """Send ``value`` through shared memory, as an edge does."""
-    for number in ends.writer.take_releases():
-        pool.released(number)
     encoded = encode(value)
     segment, given_up = pool.take(encoded.buffer_bytes())
     for number in given_up:
         ends.writer.forget(number)
     assert segment is not None
-    segment.write(encoded.buffers)
-    ends.writer.send(encoded, 0, segment)
+    ends.send_through(segment, encoded)
     return segment
 
 
@@ -81,14 +78,34 @@ def test_a_segment_that_was_given_up_is_forgotten_by_the_reader(unix: Ends) -> N
     assert num_descriptors() <= before + 3 * 4
 
 
-def test_a_release_fits_for_every_segment_that_there_can_be(unix: Ends) -> None:
+def test_every_segment_that_there_can_be_is_released(unix: Ends) -> None:
     pool = SegmentPool(1 << 30)
-    kept = []
-    for number in range(64):
-        share(unix, pool, np.full(1 << 16, number, "u1"))
+    segments, kept = [], []
+    for number in range(MOST_SEGMENTS):
+        segments.append(share(unix, pool, np.full(1 << 16, number, "u1")))
         kept.append(unix.receive())
-    kept.clear()
-    assert sorted(unix.writer.take_releases()) == list(range(1, 65))
+    while segments:
+        assert not any(segment.is_free() for segment in segments)
+        kept.pop()
+        assert segments.pop().is_free()
+
+
+def test_a_segment_is_held_until_each_of_several_readers_has_let_go() -> None:
+    wires = [ends_of(*socket.socketpair()) for _ in range(3)]
+    encoded = encode(np.arange(MEGABYTE // 8))
+    segment = Segment(1, MEGABYTE)
+    for number in range(3):  # in whatever order they do
+        packed = [ends.writer.pack(encoded, number, segment) for ends in wires]
+        segment.write(encoded.buffers)
+        for ends, pieces in zip(wires, packed, strict=True):
+            ends.writer.send(pieces)
+        kept = [ends.receive() for ends in wires]
+        while kept:
+            assert not segment.is_free()
+            np.testing.assert_array_equal(kept.pop(number % len(kept)), np.arange(MEGABYTE // 8))
+        assert segment.is_free()
+    for ends in wires:
+        ends.close()
 
 
 def test_new_segments_wait_in_a_backlog_with_their_descriptors(unix: Ends) -> None:
@@ -121,7 +138,7 @@ def test_a_wire_between_nodes_passes_no_descriptors() -> None:
     assert joined(flushing)
 
 
-def test_every_frame_is_delivered_though_the_writer_has_not_read_what_was_released(unix: Ends) -> None:
+def test_every_frame_is_delivered_when_the_writer_has_gone(unix: Ends) -> None:
     pool = SegmentPool(8 * MEGABYTE)
     share(unix, pool, np.zeros(MEGABYTE, "u1"))
     unix.receive()
@@ -134,7 +151,6 @@ def test_every_frame_is_delivered_though_the_writer_has_not_read_what_was_releas
 
 
 def test_a_segment_that_is_too_short_for_its_frame_ends_the_wire(unix: Ends) -> None:
-    segment = Segment(1, 1 << 16)
-    unix.writer.send(Encoded(Kind.VALUE, b"x", [memoryview(bytes(1 << 17))]), 0, segment)
+    unix.writer.send(unix.writer.pack(Encoded(Kind.VALUE, b"x", [memoryview(bytes(1 << 17))]), 0, Segment(1, 1 << 16)))
     with pytest.raises(WireClosedError, match="do not fill"):
         unix.reader.receive(block=True)

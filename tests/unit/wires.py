@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cgexec.engine.frames import Encoded, pack
 from cgexec.engine.payload import decode, encode
 from cgexec.engine.segments import Segment
 from cgexec.engine.stream import Stream
@@ -43,8 +44,14 @@ class Ends:
         self.backlogged.clear()
         del self.writer, self.reader
 
-    def send(self, value: Any, execution: int = 0, segment: Segment | None = None) -> None:
-        self.writer.send(encode(value), execution, segment)
+    def send(self, value: Any, execution: int = 0) -> None:
+        self.writer.send(pack(encode(value), GENERATION, execution))
+
+    def send_through(self, segment: Segment, encoded: Encoded) -> None:
+        """Send ``encoded`` as an edge does, its buffers in ``segment`` if that can be."""
+        pieces = self.writer.pack(encoded, 0, segment)
+        segment.write(encoded.buffers)
+        self.writer.send(pieces)
 
     def receive(self) -> Any:
         frame = self.reader.receive(block=True)

@@ -8,11 +8,12 @@ from typing import Any
 from cores import Graph, Script
 from hubs import CHANNEL, DRIVER, FIRST, Site, soon
 from ray.exceptions import ActorDiedError
+from wires import send
 
 from cgexec.engine.compiled import CompiledEngine
 from cgexec.engine.driver_ends import SocketOutput, WireOutputs
 from cgexec.engine.failures import capture, encode_failures
-from cgexec.engine.payload import decode, encode
+from cgexec.engine.payload import decode
 from cgexec.engine.protocol import Break
 from cgexec.engine.reports import OutputPort
 from cgexec.engine.spinning import Spin
@@ -35,7 +36,7 @@ class Outputs:
         self.all = WireOutputs(self.ends, driver.alarm, Spin(False))
 
     def send(self, place: int, value: Any, execution: int) -> None:
-        self.wires[place].send(encode(value), execution)
+        send(self.wires[place], value, execution)
 
     def read(self, *places: int, timeout_s: float = LONG_S) -> list[tuple[int, int, Any]]:
         """Return what has arrived: (place, execution, value)."""

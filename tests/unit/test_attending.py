@@ -22,6 +22,7 @@ from hubs import a_site
 from interruptions import interrupted_at
 from leaks import nothing_left, num_descriptors
 from outputs import FAILED, LONG_S, Outputs, engine_over, graph_over
+from wires import send
 
 from cgexec import GraphClosedError, JobFailed, JobPreempted, JobStatus, JobSucceeded, attending
 from cgexec.asynchronous import executed, outcome, submitted
@@ -228,7 +229,7 @@ def test_a_failure_is_read_elsewhere_and_is_an_answer(graphs: Makes) -> None:
 
     async def main() -> None:
         tasks = await attended(graph.core, 2)
-        outputs.wires[0].send(FAILED, 0)
+        send(outputs.wires[0], FAILED, 0)
         assert isinstance(await tasks[0], JobFailed)
         outputs.send(1, "late", 0)
         expected = answer(outputs, 1)
@@ -242,7 +243,7 @@ def test_a_failure_that_a_thread_has_read_does_not_wait_for_the_other_host(graph
 
     async def main() -> None:
         (task,) = await attended(graph.core)
-        outputs.wires[0].send(FAILED, 0)
+        send(outputs.wires[0], FAILED, 0)
         thread = threading.Thread(target=next(iter(graph.core._reader.in_flight)).done)
         thread.start()
         thread.join(LONG_S)  # on the event loop's thread, which thus hears of nothing

@@ -14,6 +14,7 @@ from hubs import a_site
 from leaks import nothing_left
 from outputs import FAILED, LONG_S, Outputs, graph_over
 from ray.exceptions import RayChannelError, RayChannelTimeoutError
+from wires import send
 
 from cgexec import Execution, JobFailed, JobSucceeded
 from cgexec.deadline import Deadline
@@ -96,7 +97,7 @@ def with_a_failure_behind_which_more_has_arrived(outputs: Outputs) -> tuple[Grap
     graph = graph_over(outputs)
     executions = [graph.core.submit((number,), {}) for number in range(3)]
     outputs.send(0, "a0", 0)
-    outputs.wires[0].send(FAILED, 1)
+    send(outputs.wires[0], FAILED, 1)
     outputs.send(0, "a2", 2)
     assert executions[0].status(0.02).info.state == "pending"  # type: ignore[attr-defined] # an ExecutionInfo
     outputs.send(1, "b0", 0)

@@ -18,11 +18,12 @@ from conftest import eventually, our_threads
 from forks import ended_well, fork
 from hubs import CHANNEL, FIRST, LONG_S, SECOND, Site, a_site, soon
 from leaks import nothing_left
+from wires import send
 
 from cgexec.deadline import Deadline
 from cgexec.engine import hub as hub_module
 from cgexec.engine.hub import DRIVER, GraphKey, Hub, HubClosedError, find_hub, hubs_of
-from cgexec.engine.payload import decode, encode
+from cgexec.engine.payload import decode
 from cgexec.engine.stream import WireClosedError
 from cgexec.engine.wire import Wire
 
@@ -75,7 +76,7 @@ def test_an_edge_carries_frames_between_two_hubs(site: Site, node_id: str) -> No
     reader, writer = site.hub(listen_ip="127.0.0.1"), site.hub(FIRST, node_id)
     sending, receiving = connected(writer, reader)
     for number in range(10):
-        sending.send(encode({"number": number}), number)
+        send(sending, {"number": number}, number)
     assert [received(receiving)["number"] for _ in range(10)] == list(range(10))
     assert sending.passes_descriptors is (node_id == "node")
 
@@ -87,7 +88,7 @@ def test_what_a_socket_does_not_take_is_sent_on_by_the_hubs_thread(site: Site) -
     for number in range(8):
         source[:] = number
         for sending, _ in edges:
-            sending.send(encode(source), number)
+            send(sending, source, number)
     for _, receiving in reversed(edges):
         for number in range(8):
             assert set(received(receiving)[::1000]) == {number}
@@ -98,8 +99,8 @@ def test_a_reader_that_goes_away_in_front_of_a_backlog_stops_nobody_else(site: S
     first, second, writer = site.hub(), site.hub(SECOND), site.hub(FIRST)
     to_first = connected(writer, first)[0]  # and nobody holds the end that is read, as where a loop has ended
     to_second, receiving = connected(writer, second)
-    to_first.send(encode(bytes(4 * MEGABYTE)), 0)
-    to_second.send(encode(bytes(4 * MEGABYTE)), 0)
+    send(to_first, bytes(4 * MEGABYTE), 0)
+    send(to_second, bytes(4 * MEGABYTE), 0)
     first.shut()
     assert len(received(receiving)) == 4 * MEGABYTE
     assert eventually(lambda: not writer._backlogged)
@@ -120,7 +121,7 @@ def test_a_channel_is_connected_once(site: Site) -> None:
     sending, receiving = connected(writer, reader)
     again = writer.connect_edge(CHANNEL, reader.address, soon())
     assert is_ended(again)
-    sending.send(encode("value"), 1)
+    send(sending, "value", 1)
     assert reader.inlet(CHANNEL).wire is receiving
     assert received(receiving) == "value"
 
@@ -340,7 +341,7 @@ def build_and_shut() -> None:
         driver, actor = site.hub(), site.hub(FIRST)
         actor.connect_control(driver.address, soon())
         sending, receiving = connected(actor, driver)
-        sending.send(encode(bytes(MEGABYTE)), 0)
+        send(sending, bytes(MEGABYTE), 0)
         assert len(received(receiving)) == MEGABYTE
 
 
@@ -375,7 +376,7 @@ def test_a_forked_child_holds_nothing_open(site: Site) -> None:
     child = fork(live_on)
     childs_end.close()
     assert parents_end.recv(7) == b"running"
-    sending.send(encode("still here"), 1)
+    send(sending, "still here", 1)
     assert received(receiving) == "still here"
     sending.stream.let_go()  # as the system does when this process ends, and the child lives on
     assert is_ended(receiving)
@@ -402,7 +403,7 @@ def test_a_hub_that_is_shut_keeps_nothing_that_could_not_be_sent(site: Site) -> 
     try:
         first = site.hub(FIRST)
         wire, _ = connected(first, site.hub(SECOND))
-        wire.send(encode(np.zeros(20 * MEGABYTE, np.uint8)), 0)
+        send(wire, np.zeros(20 * MEGABYTE, np.uint8), 0)
         gone = weakref.ref(wire)
         first.shut()
         assert first.has_ended(LONG_S)

@@ -17,12 +17,13 @@ from conftest import eventually
 from forks import ended_well, fork
 from hubs import CHANNEL, FIRST, LONG_S, Site, a_site, soon
 from leaks import nothing_left
+from wires import send
 
 from cgexec.deadline import Deadline
 from cgexec.engine import reception
 from cgexec.engine.handshake import Address, HandshakeError, Role, connect, new_key
 from cgexec.engine.hub import Hub
-from cgexec.engine.payload import decode, encode
+from cgexec.engine.payload import decode
 from cgexec.engine.reception import MOST_APPLICANTS, Reception
 from cgexec.engine.stream import Stream
 
@@ -62,7 +63,7 @@ def carries(writer: Hub, reader: Hub, channel: bytes = CHANNEL) -> Any:
     wire = writer.connect_edge(channel, reader.address, soon())
     inlet = reader.inlet(channel)
     assert inlet.connected.wait(LONG_S)
-    wire.send(encode("value"), 1)
+    send(wire, "value", 1)
     assert inlet.wire is not None
     frame = inlet.wire.receive(block=True)
     assert frame is not None

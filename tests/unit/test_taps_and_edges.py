@@ -17,6 +17,7 @@ from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.cached_channel import CachedChannel
 from ray.experimental.channel.common import ChannelOutputType
 from ray.experimental.channel.shared_memory_channel import SharedMemoryType
+from wires import send
 
 from cgexec import TransferError
 from cgexec.deadline import Deadline
@@ -280,7 +281,7 @@ def test_frames_that_are_looked_for_come_in_order_and_whole_and_so_does_the_end(
 
     def write() -> None:
         for execution, each in enumerate(values):
-            wire.send(payload.encode(each), execution)
+            send(wire, each, execution)
             time.sleep(0.002)  # some are looked for in vain
         while not wire.flush():
             time.sleep(0.001)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from leaks import nothing_left, num_descriptors
-from wires import GENERATION, LONG_S, MEGABYTE, PAIRS, Ends, ends_of, flush_all, in_a_thread, joined
+from wires import GENERATION, LONG_S, MEGABYTE, PAIRS, Ends, ends_of, flush_all, in_a_thread, joined, send
 
 from cgexec.engine.frames import HEADER, Frame, join, pack
 from cgexec.engine.payload import decode, encode
@@ -182,12 +182,12 @@ def test_what_is_sent_while_the_backlog_is_flushed_comes_behind_it(ends: Ends) -
 def test_a_backlog_whose_reader_has_gone_is_dropped() -> None:
     here, there = socket.socketpair()
     wire = Wire(Stream(here), GENERATION, lambda _: None)
-    wire.send(pack(encode(bytes(4 * MEGABYTE)), GENERATION, 0))
+    send(wire, bytes(4 * MEGABYTE), 0)
     assert not wire.flush()
     there.close()
     assert wire.flush()
     with pytest.raises(WireClosedError):
-        wire.send(pack(encode(1), GENERATION, 1))
+        send(wire, 1, 1)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

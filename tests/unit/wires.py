@@ -29,6 +29,11 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {"unix": socket.socketpair, "tcp": tcp_pair}
 
 
+def send(wire: Wire, value: Any, execution: int = 0) -> None:
+    """Send a value as an edge does, through the stream alone."""
+    wire.send(pack(encode(value), wire._generation, execution))
+
+
 @dataclass
 class Ends:
     """Both ends of a connection, and who was told that something had to wait."""
@@ -45,7 +50,7 @@ class Ends:
         del self.writer, self.reader
 
     def send(self, value: Any, execution: int = 0) -> None:
-        self.writer.send(pack(encode(value), GENERATION, execution))
+        send(self.writer, value, execution)
 
     def send_through(self, segment: Segment, encoded: Encoded) -> None:
         """Send ``encoded`` as an edge does, its buffers in ``segment`` if that can be."""

@@ -12,18 +12,14 @@ class Deadline:
 
     __slots__ = ("at",)
 
-    def __init__(self, at: float) -> None:
-        self.at = at
+    def __init__(self, since: float, seconds: float) -> None:
+        """Make the deadline ``seconds`` after ``since``, on the monotonic clock; -1 and 0 as in ``after``."""
+        self.at = math.inf if seconds == -1 else since + seconds
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
         """Return the deadline ``seconds`` from now. -1 never passes, 0 has passed already, as in Ray."""
-        return cls.since(time.monotonic(), seconds)
-
-    @classmethod
-    def since(cls, at: float, seconds: float) -> Deadline:
-        """Return the deadline ``seconds`` after ``at``, on the monotonic clock; -1 and 0 as in ``after``."""
-        return cls(math.inf if seconds == -1 else at + seconds)
+        return cls(time.monotonic(), seconds)
 
     def remaining_s(self) -> float:
         """Return the seconds left: never negative, infinite if the deadline never passes."""

@@ -238,7 +238,10 @@ class Execution:
 
     def __del__(self) -> None:
         """Say so if nobody has asked what became of it and it did not succeed."""
-        final = getattr(self, "final", None)
+        try:
+            final = self.final
+        except AttributeError:  # an interruption came before it was made
+            return
         if final is not None and not self.collected and not isinstance(final, JobSucceeded):
             self._graph.never_collected(final)
 

@@ -107,7 +107,7 @@ class Executions:
             execution = self._new_locked(args, kwargs)
             self._sender.send_in_turn(execution, self._submit_by(execution))
             started = time.monotonic()
-            deadline = Deadline.since(started, wait_s)
+            deadline = Deadline(started, wait_s)
             status = self._wait_locked(execution, deadline, started)
             lost = not isinstance(status, (JobSucceeded, JobFailed)) and execution.final is not None
             if lost and execution.attempts > 0:  # let the next one find the graph rebuilt
@@ -145,7 +145,7 @@ class Executions:
         return Execution(self, self.name, self.kind, number, args, kwargs, time.monotonic())
 
     def _submit_by(self, execution: Execution) -> Deadline:
-        return Deadline.since(execution.submitted_at, self.settings.submit_timeout_s.value)
+        return Deadline(execution.submitted_at, self.settings.submit_timeout_s.value)
 
     def admit_locked(self, execution: Execution, its_turn: bool, late: bool) -> Engine | None:
         """See ``sending.Keeper``."""
@@ -226,13 +226,13 @@ class Executions:
         """See ``Execution.status``."""
         wait_s, started = self.wait_s(timeout_s), time.monotonic()
         with self._changed:
-            status = self._wait_locked(execution, Deadline.since(started, wait_s), started)
+            status = self._wait_locked(execution, Deadline(started, wait_s), started)
         self._reader.spent.clear()
         return status
 
     def _wait_locked(self, execution: Execution, deadline: Deadline, started: float) -> JobStatus:
         """Return the outcome of ``execution``, or a pending JobError at the deadline, of a wait that began then."""
-        self._reader.until(lambda: execution.final is not None, deadline)
+        self._reader.settle(execution, deadline)
         return self._answer_locked(execution, started)
 
     def wait_outputs(self, execution: Execution, timeout_s: float | None) -> list[JobStatus]:
@@ -396,7 +396,7 @@ class Executions:
             self._reader.spent.append((execution.args, execution.kwargs))
             execution.args, execution.kwargs = (), {}
         execution.kept = None
-        self._tally.note(status, time.monotonic() - execution.submitted_at)
+        self._tally.note(status)
         self._notices.settled(execution)
         if isinstance(status, JobFailed):
             detail = f"execution {execution.number}: {type(status.error).__name__}"

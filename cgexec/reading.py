@@ -9,10 +9,10 @@ out.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from threading import TIMEOUT_MAX, get_ident
 from typing import cast
 
 from ray.exceptions import RayChannelError
@@ -93,6 +93,15 @@ class Reader:
             self.read_or_wait(left_s)
         return True
 
+    def settle(self, execution: Execution, deadline: Deadline) -> None:
+        """Do as ``until``, for one execution to settle: what most calls wait for."""
+        while execution.final is None:
+            left_s = deadline.remaining_s()
+            if left_s == 0:
+                self.look(lambda: execution.final is not None)
+                return
+            self.read_or_wait(left_s)
+
     def look(self, settled: Callable[[], bool]) -> bool:
         """Take what has arrived, without waiting, for as long as each look completes an execution."""
         while not settled() and self._may_read() and self._complete_head():
@@ -124,10 +133,10 @@ class Reader:
         """
         if self._may_read():
             self._read(min(at_most_s, LONGEST_WAIT_S))
-        elif self.reading is not None and self._reading_thread == threading.get_ident():
+        elif self.reading is not None and self._reading_thread == get_ident():
             raise CgexecError("a result that is being loaded waits for the graph that it came from, and so for itself")
         else:
-            self._changed.wait(None if at_most_s == math.inf else min(at_most_s, threading.TIMEOUT_MAX))
+            self._changed.wait(None if at_most_s == math.inf else min(at_most_s, TIMEOUT_MAX))
 
     def _may_read(self) -> bool:
         usable = self.engine is not None and not self.engine.broken and self.reading is not self.engine
@@ -140,7 +149,7 @@ class Reader:
             return
         if self._fail_fast and head.error_seen_at is not None and head.final is None:
             timeout_s = min(timeout_s, _left_of_grace_s(head))
-        self._reading_thread, self.reading = threading.get_ident(), engine
+        self._reading_thread, self.reading = get_ident(), engine
         broke_by: Exception | None = None
         try:
             if None in head.received:  # else who read the last of them was interrupted twice

@@ -13,9 +13,9 @@ meanwhile helps to settle what is in flight; the others, and all that is sent ag
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
 from typing import Any, Protocol
 
 from ray.exceptions import RayChannelTimeoutError
@@ -98,7 +98,7 @@ class Sender:
         """
         try:
             self.join(execution)
-            if self._sending and threading.get_ident() in self._sending:
+            if self._sending and get_ident() in self._sending:
                 what = "submitted as an input of the same graph was serialised: it would wait for itself"
                 self._settle_unsent(execution, Verdict.ERROR, CgexecError(what))
             while execution.is_in_line() and execution.submit_by is None:
@@ -175,7 +175,7 @@ class Sender:
 
     def _send(self, engine: Engine, execution: Execution, deadline: Deadline) -> None:
         """Send ``execution`` on ``engine``. It is left unsent if the engine turns out broken before anything went."""
-        here = threading.get_ident()
+        here = get_ident()
         try:
             self._sending.add(here)
             self._changed.outside(self._transmit, engine, execution, deadline)

@@ -6,6 +6,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,12 +57,12 @@ class Tally:
         """Count an execution of whose outcome nobody has asked. Without the lock."""
         self._more_never_collected.append(None)
 
-    def note(self, status: JobStatus, took_s: float) -> None:
+    def note(self, status: JobStatus) -> None:
         """Count an execution that has settled."""
-        state = status.info.state
-        self.settled[state] += 1
-        if state == "succeeded":
-            self._latencies_s.append(took_s)
+        info: Any = status.info  # an ExecutionInfo, as of whatever settles
+        self.settled[info.state] += 1
+        if info.state == "succeeded":
+            self._latencies_s.append(info.elapsed_s)
 
     def take_back(self, status: JobStatus) -> None:
         """Do not count an execution that did not succeed after all."""

@@ -154,6 +154,7 @@ class WireOutputs:
         if alarm is not None:
             self._poller.register(alarm, select.POLLIN)
         self._spin = spin
+        self._looked_at = outputs[0].wire.stream.looked_at()
         # Where they come at about the same time, as a rule the last one last: one wake-up, and not one for each.
         last = select.poll()
         for descriptor, events in (
@@ -171,7 +172,7 @@ class WireOutputs:
         if not self._spin.may_pay or len(self._outputs) > 1:
             return None
         only = self._outputs[0]
-        if only.arrived or only.ended is not None or not self._spin.look(self._poller):
+        if only.arrived or only.ended is not None or not self._spin.look(self._looked_at):
             return None  # ``read`` knows
         return only.take()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -53,10 +52,7 @@ class FromWire:
     def look_first(self, spin: Spin) -> None:
         """Have ``next_frame`` look for a moment before it sleeps."""
         wire = self._wire or self._connected()
-        poller = select.poll()
-        for descriptor, events in wire.stream.watched():
-            poller.register(descriptor, events)
-        self._look = partial(spin.look, poller)
+        self._look = partial(spin.look, wire.stream.looked_at())
 
     def _connected(self) -> Wire:
         self._inlet.connected.wait()

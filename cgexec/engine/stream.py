@@ -78,6 +78,12 @@ class Stream:
             return [(self.sock.fileno(), select.POLLIN)]
         return [(self._pipe, select.POLLIN), (self.sock.fileno(), select.POLLRDHUP)]
 
+    def looked_at(self) -> select.poll:
+        """Return what to poll for a moment, for something to read: of an end, ``watched`` tells those who sleep."""
+        found = select.poll()
+        found.register(self.fileno(), select.POLLIN)
+        return found
+
     def shut(self) -> None:
         """End the connection; idempotent. Wakes whoever waits for something to read, here and at the other end."""
         with suppress(OSError):  # the other end was first

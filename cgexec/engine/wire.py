@@ -54,6 +54,7 @@ class Wire:
         self._filled = 0
         self._mappings = Mappings()
         self._no_frame = ""  # why nothing behind what has been received can be believed
+        self.amid = False  # whether there is any of the above: something that is no whole frame, perhaps of a long one
         # What the other end has seen:
         self._announced: set[int] = set()
 
@@ -135,7 +136,7 @@ class Wire:
         Raises:
             WireClosedError: the connection has ended, and every whole frame that came before has been returned.
         """
-        if not (self._data or self._header is not None or self._no_frame):  # nothing is left from before, as a rule
+        if not self.amid:  # nothing is left from before, as a rule
             while (data := self.stream.read(_CHUNK_BYTES)) is None:
                 if not block:
                     return None
@@ -147,7 +148,7 @@ class Wire:
             if type(found) is Frame and found.generation == self._generation:
                 end = _HEADER_BYTES + len(found.payload)
                 if end < len(data):
-                    self._data, self._start = data, end
+                    self._data, self._start, self.amid = data, end, True
                 return found
             self._data = data
             return self._received(block, once, found)
@@ -158,18 +159,13 @@ class Wire:
         frame = self.receive(block=False, once=once)
         while frame is not None:
             arrived.append(frame)
-            if not self._data and self._header is None and not self._no_frame:  # as a rule
+            if not self.amid:  # as a rule
                 return
             frame = self._received(False, True)
 
-    @property
-    def amid(self) -> bool:
-        """Whether something has been received that is not a whole frame, and may be part of a long one."""
-        return bool(self._data) or self._header is not None or bool(self._no_frame)
-
     def _none(self, error: Exception) -> WireClosedError:
         """End the wire: what has been received is no frame, and nothing behind it can be believed."""
-        self._no_frame = f"what was received is no frame: {error}"
+        self._no_frame, self.amid = f"what was received is no frame: {error}", True
         self.shut()
         return WireClosedError(self._no_frame)
 
@@ -191,6 +187,8 @@ class Wire:
                     self.stream.wait()
         except (FrameError, MemoryError, KeyError, IndexError, ValueError) as error:
             raise self._none(error) from error
+        finally:
+            self.amid = bool(self._data) or self._header is not None or bool(self._no_frame)
 
     def _next(self, seen: Frame | Header | None) -> Frame | None:
         """Return the next frame, if all of it has been received."""

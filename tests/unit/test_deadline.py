@@ -36,9 +36,9 @@ def test_a_deadline_lies_as_many_seconds_ahead_and_minus_one_for_ever(seconds: f
     ],
 )
 def test_what_remains_is_never_negative(at: float, remaining_s: float, wait_s: float | None) -> None:
-    assert Deadline(at).remaining_s() == remaining_s
-    assert Deadline(at).wait_s() == wait_s
-    assert Deadline(at).late_s() == max(0.0, NOW - at)
+    assert Deadline(at, 0).remaining_s() == remaining_s
+    assert Deadline(at, 0).wait_s() == wait_s
+    assert Deadline(at, 0).late_s() == max(0.0, NOW - at)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_nobody_waiting_needs_no_patience(front: Front) -> None:
         front.reception.drop_late()
         assert len(front.reception._applicants) == 1
         (applicant,) = front.reception._applicants.values()
-        applicant.deadline = Deadline(time.monotonic())
+        applicant.deadline = Deadline(time.monotonic(), 0)
         front.reception.drop_late()
         assert front.reception.patience_s() is None
 

@@ -29,8 +29,8 @@ def test_a_quantile_is_the_smallest_value_that_so_many_do_not_exceed(values: lis
         assert 100 * sum(value < found[name] for value in values) < percent * len(values)
 
 
-def status(kind: type[JobStatus], state: str) -> JobStatus:
-    return kind(ExecutionInfo("graph", state, "test"), None)  # type: ignore[call-arg]
+def status(kind: type[JobStatus], state: str, took_s: float = 2.0) -> JobStatus:
+    return kind(ExecutionInfo("graph", state, "test", elapsed_s=took_s), None)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def status(kind: type[JobStatus], state: str) -> JobStatus:
 def test_every_outcome_is_counted_and_only_successes_are_timed(kind: type[JobStatus], state: str) -> None:
     tally = Tally()
     for _ in range(3):
-        tally.note(status(kind, state), 2.0)
+        tally.note(status(kind, state))
     stats = tally.stats(in_line=1, in_flight=1, generation=4)
     counts = {name: getattr(stats, name) for name in ("succeeded", "failed", "preempted", "error")}
     assert counts.pop(state) == 3
@@ -52,7 +52,7 @@ def test_every_outcome_is_counted_and_only_successes_are_timed(kind: type[JobSta
 def test_the_latencies_are_of_the_last_successes() -> None:
     tally = Tally()
     for took_s in range(2 * MOST_LATENCIES):
-        tally.note(status(JobSucceeded, "succeeded"), float(took_s))
+        tally.note(status(JobSucceeded, "succeeded", float(took_s)))
     latency_s = tally.stats(in_line=0, in_flight=0, generation=0).latency_s
     assert latency_s["max"] == 2 * MOST_LATENCIES - 1
     assert latency_s["p50"] == 1.5 * MOST_LATENCIES - 1

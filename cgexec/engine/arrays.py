@@ -15,7 +15,7 @@ from functools import cache
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any
 
-from cgexec.engine.frames import Bytes, Encoded, Kind, aligned, made
+from cgexec.engine.frames import Bytes, Encoded, Frame, Kind, aligned, made
 from cgexec.engine.late_numpy import numpy
 
 if TYPE_CHECKING:
@@ -53,11 +53,25 @@ def encode_array(array: Any) -> Encoded | None:
     return made(Encoded, (_ARRAY, head.ljust(aligned(len(head)), b"\0") + array.tobytes(), ()))
 
 
+def made_ahead(frame: Frame) -> Frame:
+    """Return ``frame`` with its array in the place of the buffer, if it is of one, whatever the buffer is to hold."""
+    if frame.kind is not _ARRAY:
+        return frame
+    try:
+        array = decode_array(frame.payload, frame.buffers)
+    except Exception:  # noqa: BLE001 - whoever loads it meets the error
+        return frame
+    return made(Frame, (_ARRAY, frame.generation, frame.execution, frame.payload, (array,)))
+
+
 def decode_array(payload: Bytes, buffers: Sequence[Any]) -> np.ndarray[Any, Any]:
-    """Return the array, read-only, over the memory of ``payload``, or of the buffer.
+    """Return the array, read-only, over the memory of ``payload``, or of the buffer; or the one that is there.
 
     Raises ArithmeticError, LookupError, ValueError or ``struct.error`` for what ``encode_array`` has not made.
     """
+    if buffers and type(buffers[0]) is not memoryview:
+        array: np.ndarray[Any, Any] = buffers[0]
+        return array
     code, num_dimensions = payload[0], payload[1]
     _, _, *shape = _SHAPES[num_dimensions].unpack_from(payload)
     if buffers:
@@ -66,5 +80,6 @@ def decode_array(payload: Bytes, buffers: Sequence[Any]) -> np.ndarray[Any, Any]
     else:
         start = aligned(_HEAD_BYTES * (num_dimensions + 1))
         memory = memoryview(payload)[start:].toreadonly()
+    # Not by ndarray(): that would hold what the memory is a view of, and not the view, which is what is leased.
     found: np.ndarray[Any, Any] = numpy().frombuffer(memory, _types()[code]).reshape(shape)
     return found

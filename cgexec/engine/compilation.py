@@ -77,7 +77,7 @@ def compile_graph(
     give_hints(bound.nodes, hint)
     with ExitStack() as changes:
         changes.enter_context(_loops_without_retries(bound))
-        changes.enter_context(framed_tasks(hub.key, origin_of, sum(map(bool, bound.methods.values())) == 1))
+        changes.enter_context(framed_tasks(hub.key, origin_of, bound.has_one_host))
         changes.enter_context(_monitor.replaced_by(_unwatched))
         changes.enter_context(_node_id.replaced_by(node_id_of))
         changes.enter_context(_gpu_ids.replaced_by(gpu_ids_of))

@@ -98,6 +98,7 @@ class CompiledEngine(EngineOverRay):
         self._compiled = compiled
         self._read_slice_s = settings.read_iteration_timeout_s.value
         self._spin = Spin(bound.is_chain and cores() > 1, may_move=True)
+        self._is_one_call = bound.is_one_call
         self._settled_in = False
         self._settings = settings
         self._inputs: list[InputEnd] = []
@@ -193,6 +194,10 @@ class CompiledEngine(EngineOverRay):
         self._inputs = [
             input_end(key, channel, self._hub, buffer_size_bytes) for key, channel in zip(keys, channels, strict=True)
         ]
+        if self._spin.may_pay and self._is_one_call and len(self._inputs) == 1:  # whose host looks for its input
+            for end in self._inputs:
+                if isinstance(end, SocketInput):
+                    end.tell_first()
         self._encoders = [(end.key, end.encode) for end in self._inputs]
         self._may_wait_to_send = not all(isinstance(end, SocketInput) for end in self._inputs)
 

@@ -76,6 +76,10 @@ class SocketInput:
     def write(self, encoded: Encoded, execution: int, deadline: Deadline, first: bool) -> None:  # noqa: ARG002
         self._outlet.put(encoded, None, execution)
 
+    def tell_first(self) -> None:
+        """See ``SocketOutlet.tell_first``."""
+        self._outlet.tell_first()
+
     def has_backlog(self) -> bool:
         """Return whether what was written before has not all been sent: another thread may be sending it."""
         return any(wire.has_backlog for wire in self._outlet.wires)
@@ -114,7 +118,7 @@ class SocketOutput:
             frame = wire.receive(block=False)
         except WireClosedError:
             return None
-        if wire.amid:  # of which no descriptor tells
+        if frame is not None and wire.amid:  # of which no descriptor tells
             self.receive()
         return frame
 
@@ -174,7 +178,10 @@ class WireOutputs:
         only = self._outputs[0]
         if only.arrived or only.ended is not None or not self._spin.look(self._looked_at):
             return None  # ``read`` knows
-        return only.take()
+        frame = only.take()
+        if frame is None and self._spin.look(self._looked_at):  # there was a frame but for its last byte, as a rule
+            frame = only.take()
+        return frame
 
     def read(self, waiting: Sequence[Any], timeout_s: float) -> tuple[list[tuple[Any, Frame]], RayChannelError | None]:
         """Return what has arrived for each of ``waiting``, waiting for some; and what is wrong, if a wire has ended.

@@ -8,7 +8,8 @@
 
 A frame says which execution of which generation it belongs to, so that every reader can check it. The buffers of a
 frame that names a segment are not in the region: they lie in that segment of shared memory, in the same order and
-aligned alike, until its reader sets the mark (``segments``).
+aligned alike, until its reader sets the mark (``segments``). Such a frame ends with one more byte, which may be sent
+when the buffers are there, and the rest of it before: its reader gets ready meanwhile.
 
 Everything here is a pure function of bytes. What comes in from a peer is checked before a byte of it is believed.
 """
@@ -31,6 +32,7 @@ MOST_BYTES = 1 << 40  # no frame is longer: beyond any machine's memory, below w
 
 _NEW_SEGMENT = 1  # flag: the segment's descriptor comes with this frame
 _PADDING = bytes(ALIGNMENT)
+_LAST = b"\1"  # of a frame that names a segment
 
 
 class FrameError(Exception):
@@ -120,13 +122,16 @@ def pack(
     table = _table(len(lengths)).pack(*lengths)
     size, end = len(payload), len(table) + len(payload)
     pieces: list[Bytes] = [table, payload]
-    if not segment:
+    if segment:
+        pieces.append(_LAST)
+        end += len(_LAST)
+    else:
         for buffer, offset in zip(buffers, offsets(end, lengths), strict=True):
             pieces += [_PADDING[: offset - end], buffer]
             end = offset + buffer.nbytes
     flags = _NEW_SEGMENT if new_segment else 0
     head = HEADER.pack(kind, flags, mark, generation, len(lengths), segment, execution, size, end)
-    return [head + table + payload] if segment and end < _JOINED_BYTES else _joined([head, *pieces])
+    return [head + table + payload + _LAST] if segment and end < _JOINED_BYTES else _joined([head, *pieces])
 
 
 @lru_cache(16)
@@ -191,13 +196,15 @@ def unpack_next(data: bytes, start: int = 0) -> Frame | Header | None:
 def unpack_region(header: Header, region: memoryview, shared: memoryview | None = None) -> Frame:
     """Return the frame of ``header``; ``shared`` is the memory of the segment that it names.
 
+    Of ``region`` the last byte may be missing where there is such a segment: the buffers are then not to be used yet.
+
     Raises:
         FrameError: the lengths do not fit the region, or the segment.
     """
     kind, _, _, generation, num_buffers, _, execution, payload_bytes, region_bytes = header
     if not num_buffers:
-        if payload_bytes != region_bytes:
-            raise FrameError("bytes are left over behind the payload")
+        if payload_bytes != region_bytes or shared is not None:
+            raise FrameError("bytes are left over behind the payload, or a segment without buffers")
         return Frame(kind, generation, execution, region)
     table_bytes = 8 * num_buffers
     end = table_bytes + payload_bytes
@@ -208,7 +215,7 @@ def unpack_region(header: Header, region: memoryview, shared: memoryview | None 
         start = aligned(filled)
         filled = start + length
         buffers.append(where[start:filled])
-    if filled > limit or (filled != limit if shared is None else end != region_bytes):
+    if filled > limit or (filled != limit if shared is None else end + len(_LAST) != region_bytes):
         raise FrameError(f"{sum(lengths)} bytes of buffers do not fill {limit}")
     return made(Frame, (kind, generation, execution, region[table_bytes:end], buffers))
 

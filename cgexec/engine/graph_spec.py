@@ -37,6 +37,16 @@ class BoundGraph:
     outputs: tuple[Any, ...]
     is_chain: bool
 
+    @property
+    def has_one_host(self) -> bool:
+        """Whether one host does everything."""
+        return sum(map(bool, self.methods.values())) == 1
+
+    @property
+    def is_one_call(self) -> bool:
+        """Whether an execution is one call of one method."""
+        return sum(map(len, self.methods.values())) == 1
+
 
 def takes_infos(build: Callable[..., Any]) -> bool:
     """Return whether a builder is to be called with a third argument, ``infos``.

@@ -87,7 +87,10 @@ def _is_numbers(value: Any) -> bool:
 
 def _is_registered(kind: type) -> bool:
     """Return whether a class has somebody's code to serialise it: here ray.util.register_serializer puts that."""
-    return kind in cloudpickle.CloudPickler.dispatch
+    for known in cloudpickle.CloudPickler.dispatch.maps:  # noqa: SIM110 - any(), as in a ChainMap's own, takes twice
+        if kind in known:
+            return True
+    return False
 
 
 def is_short(value: Any) -> bool:

@@ -187,6 +187,7 @@ class FramedTask(_OurTask):
         try:
             if self._is_only_host and cores() > 1:
                 lone.incoming.look_first(Spin(True))
+                lone.outlet.tell_first()
             self._step.serve(instance, lone.incoming.next_frame, lone.outlet.put)
         except RayChannelError:
             return True

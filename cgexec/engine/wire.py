@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cgexec.engine.arrays import made_ahead
 from cgexec.engine.frames import (
     HEADER,
     Bytes,
@@ -52,6 +53,7 @@ class Wire:
         self._region: Any = None  # memory for a frame that is longer than a chunk
         self._header: Header | None = None
         self._filled = 0
+        self._awaited: Frame | None = None  # all of it but the last byte, which says that its buffers are there
         self._mappings = Mappings()
         self._no_frame = ""  # why nothing behind what has been received can be believed
         self.amid = False  # whether there is any of the above: something that is no whole frame, perhaps of a long one
@@ -152,7 +154,18 @@ class Wire:
                 return found
             self._data = data
             return self._received(block, once, found)
-        return self._received(block, once)
+        return self._received(block, once) if self._awaited is None else self._receive_last(block)
+
+    def _receive_last(self, block: bool) -> Frame | None:
+        """Do as ``receive`` for a frame of which nothing is missing but the last byte."""
+        while (data := self.stream.read(_CHUNK_BYTES)) is None:
+            if not block:
+                return None
+            self.stream.wait()
+        frame, self._awaited = self._awaited, None
+        self._data, self._start = (data, 1) if len(data) > 1 else (b"", 0)
+        self.amid = len(data) > 1
+        return frame
 
     def receive_into(self, arrived: deque[Frame], *, once: bool = False) -> None:
         """Append every frame that has arrived whole; does not wait. Raises as ``receive``, when those are appended."""
@@ -181,6 +194,8 @@ class Wire:
                         return frame
                 elif once:
                     return None
+                elif self._awaited is not None:
+                    return self._receive_last(block)
                 elif not self._fill():
                     if not block:
                         return None
@@ -188,7 +203,10 @@ class Wire:
         except (FrameError, MemoryError, KeyError, IndexError, ValueError) as error:
             raise self._none(error) from error
         finally:
-            self.amid = bool(self._data) or self._header is not None or bool(self._no_frame)
+            self.amid = self._is_amid()
+
+    def _is_amid(self) -> bool:
+        return bool(self._data or self._no_frame) or self._header is not None or self._awaited is not None
 
     def _next(self, seen: Frame | Header | None) -> Frame | None:
         """Return the next frame, if all of it has been received."""
@@ -210,7 +228,10 @@ class Wire:
                 region = memoryview(bytes(region))  # arrays want to be aligned
             self._consume(end)
             return self._frame(header, region)
-        if header.region_bytes > _CHUNK_BYTES:
+        if have == header.region_bytes - 1 and header.segment and header.kind is not _FORGET:
+            self._awaited = made_ahead(self._frame(header, memoryview(self._data)[begin:]))
+            self._data, self._start = b"", 0
+        elif header.region_bytes > _CHUNK_BYTES:
             self._header, self._region = header, numpy().empty(header.region_bytes, "uint8")
             self._region[:have] = numpy().frombuffer(self._data, "uint8")[begin:]
             self._filled, self._data, self._start = have, b"", 0

@@ -137,6 +137,34 @@ def test_an_edge_serves_readers_here_and_in_another_process_and_ends_with_the_hu
             open_again(here)
 
 
+@pytest.mark.parametrize("may_pay", [True, False])
+def test_a_reader_that_is_told_first_is_given_what_is_copied_afterwards(site: Site, may_pay: bool) -> None:
+    here, there = site.hub(FIRST), site.hub(SECOND)
+    edge = SocketEdge(site.key, CHANNEL, FIRST, False, (there.address,))
+    outlet: Any = edge.open_writer(here)
+    outlet.tell_first()
+    incoming: Any = edge.open_reader(there).incoming
+    incoming.look_first(Spin(may_pay))
+    sizes = [20_000, 130_000, 90, 600_000, 20_001]  # the longest is not told of first, nor is what is no segment's
+
+    def write() -> None:
+        for number in range(200):
+            outlet.put(payload.encode(np.full(sizes[number % 5], number)), None, number)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    kept = []
+    for number in range(200):
+        taken = incoming.next()
+        array = taken.value()
+        assert (taken.execution, array.shape, set(array.tolist())) == (number, (sizes[number % 5],), {number})
+        if number % 40 == 1:
+            kept.append((number, array))
+    writing.join(LONG_S)
+    assert not writing.is_alive()
+    assert all(set(array.tolist()) == {number} for number, array in kept)
+
+
 def test_every_copy_of_an_edge_reads_and_writes_the_same_ends(site: Site) -> None:
     here, there = site.hub(FIRST), site.hub(SECOND)
     edge = SocketEdge(site.key, CHANNEL, FIRST, True, (there.address,))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from leaks import nothing_left, num_descriptors
-from wires import MEGABYTE, Ends, ends_of, flush_all, in_a_thread, joined, tcp_pair
+from wires import GENERATION, MEGABYTE, Ends, ends_of, flush_all, in_a_thread, joined, tcp_pair
 
-from cgexec.engine.frames import Encoded, Kind
-from cgexec.engine.payload import encode
+from cgexec.engine.frames import Encoded, Frame, Kind, join, pack
+from cgexec.engine.payload import decode, encode
 from cgexec.engine.segments import MOST_SEGMENTS, Segment, SegmentPool
 from cgexec.engine.stream import WireClosedError
 
@@ -106,6 +107,108 @@ def test_a_segment_is_held_until_each_of_several_readers_has_let_go() -> None:
         assert segment.is_free()
     for ends in wires:
         ends.close()
+
+
+class Held:
+    """A frame of which the writer has sent all but the last byte, before its buffers were there."""
+
+    def __init__(self, ends: Ends, segment: Segment, value: Any, execution: int = 0) -> None:
+        self._ends, self._segment, self._encoded = ends, segment, encode(value)
+        *others, last = ends.writer.pack(self._encoded, execution, segment)
+        ends.writer.send([*others, last[:-1]])
+        self._last = last[-1:]
+
+    def fill(self) -> None:
+        """Put the buffers where they are to be; of this the reader does not hear."""
+        self._segment.write(self._encoded.buffers)
+
+    def finish(self, behind: bytes = b"") -> None:
+        self._ends.writer.send([self._last + behind])
+
+
+VALUES: list[Any] = [
+    np.arange(MEGABYTE // 8),
+    np.arange(MEGABYTE // 4, dtype="f4").reshape(16, -1),
+    [np.arange(1000), np.arange(2.0, 5.0), b"text", np.ones((300, 300))],
+    bytes(range(256)) * 512,
+]
+SAME = pytest.mark.parametrize("value", VALUES, ids=["array", "matrix", "several", "bytes"])
+
+
+@SAME
+def test_a_frame_is_not_there_before_its_last_byte_and_then_has_what_was_filled_in_meanwhile(
+    unix: Ends, value: Any
+) -> None:
+    segment = Segment(1, 2 * MEGABYTE)
+    for number in range(3):
+        held = Held(unix, segment, value, number)
+        for _ in range(2):
+            assert unix.reader.receive(block=False) is None
+            assert unix.reader.amid
+        held.fill()
+        assert unix.reader.receive(block=False) is None
+        held.finish()
+        frame = unix.reader.receive(block=False)
+        assert frame is not None
+        assert (frame.execution, unix.reader.amid) == (number, False)
+        np.testing.assert_equal(decode(frame), value)
+        assert not segment.is_free()
+        del frame
+        assert segment.is_free()
+
+
+@SAME
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_what_comes_with_the_last_byte_is_a_frame_of_its_own(unix: Ends, value: Any, seen_before: bool) -> None:
+    held = Held(unix, Segment(1, 2 * MEGABYTE), value)
+    arrived: deque[Frame] = deque()
+    if seen_before:
+        unix.reader.receive_into(arrived)
+        assert not arrived
+    held.fill()
+    held.finish(b"".join(join(pack(encode(number), GENERATION, number)) for number in (1, 2)))
+    unix.reader.receive_into(arrived)
+    assert [frame.execution for frame in arrived] == [0, 1, 2]
+    np.testing.assert_equal(decode(arrived.popleft()), value)
+    assert [decode(frame) for frame in arrived] == [1, 2]
+    assert not unix.reader.amid
+
+
+def test_a_frame_behind_others_is_waited_for_as_well(unix: Ends) -> None:
+    unix.send("before")
+    held = Held(unix, Segment(1, MEGABYTE), np.arange(9000), 1)
+    arrived: deque[Frame] = deque()
+    unix.reader.receive_into(arrived)
+    assert [decode(frame) for frame in arrived] == ["before"]
+    assert unix.reader.amid
+    reading = in_a_thread(lambda: arrived.append(cast("Frame", unix.reader.receive(block=True))))
+    held.fill()
+    held.finish()
+    assert joined(reading)
+    np.testing.assert_array_equal(decode(arrived[1]), np.arange(9000))
+
+
+def test_a_frame_whose_last_byte_never_comes_is_none(unix: Ends) -> None:
+    segment = Segment(1, MEGABYTE)
+    held = Held(unix, segment, np.arange(9000))
+    assert unix.reader.receive(block=False) is None
+    held.fill()
+    unix.writer.shut()
+    for block in (False, True):
+        with pytest.raises(WireClosedError):
+            unix.reader.receive(block=block)
+
+
+def test_an_array_that_cannot_be_made_is_an_error_where_it_is_loaded(unix: Ends) -> None:
+    encoded = encode(np.arange(9000))
+    pieces = unix.writer.pack(Encoded(encoded.kind, b"\xff" * 16, encoded.buffers), 0, Segment(1, MEGABYTE))
+    unix.writer.send([pieces[0][:-1]])
+    assert unix.reader.receive(block=False) is None
+    unix.writer.send([pieces[0][-1:]])
+    frame = unix.reader.receive(block=False)
+    assert frame is not None
+    with pytest.raises((ArithmeticError, LookupError, ValueError)):
+        decode(frame)
 
 
 def test_new_segments_wait_in_a_backlog_with_their_descriptors(unix: Ends) -> None:

@@ -3,6 +3,7 @@
 What is marked ``small`` holds for both transports; what Ray's channels cannot do is in the table of the README.
 """
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_a_method_may_write_over_what_it_returned(spawn, pool_bytes):
                 assert (array == number).all()
 
 
-@pytest.mark.parametrize("num_bytes", [0, 1, 1_000, 60_000, 70_000, 131_071, 131_072, 5_000_000])
+@pytest.mark.parametrize("num_bytes", [0, 1, 1_000, 49_151, 49_152, 70_000, 131_072, 5_000_000])
 def test_values_of_every_size_arrive_as_they_were(small, spawn, num_bytes):
     with GraphExecutor(spawn(2), chain("work"), config=small) as graph:
         for number in range(4):
@@ -121,6 +122,51 @@ def test_a_whole_input_of_any_plain_type_comes_back(small, spawn, value):
         for _ in range(3):
             result = graph.execute(value).result
             assert (type(result), result) == (type(value), value)
+
+
+class Checker:
+    """Looks at every number of what it is given before it answers."""
+
+    def __init__(self, label: int) -> None:
+        self.label = label
+
+    def next(self, array):
+        """Return an array of the next number, if this one is of one number."""
+        assert (array == array[0]).all()
+        return array + 1
+
+
+@pytest.mark.parametrize("pool_bytes", [1 << 30, 9_000_000, 0])
+def test_a_lone_host_which_is_told_of_arrays_first_is_given_them_whole(spawn, pool_bytes):
+    sizes = [1, 3_000, 13_000, 130_000, 500_000, 700_000]
+    config = replace(SOCKETS, pool_bytes=pool_bytes)
+
+    def array_of(number):
+        return np.full(sizes[number % len(sizes)], number, np.int64)
+
+    def check(number, array):
+        assert array.shape == (sizes[number % len(sizes)],)
+        assert (array == number + 1).all()
+
+    async def some(graph, numbers):
+        for number in numbers:
+            check(number, (await graph.execute_async(array_of(number))).result)
+
+    with GraphExecutor(spawn(1, Checker), chain("next"), config=config) as graph:
+        kept = []
+        for number in range(120):
+            waiting = graph.submit(array_of(number))
+            if number % 7 == 0:
+                waiting.status(0)  # it may come in between
+            check(number, waiting.result())
+            if number % 17 == 0:
+                kept.append((number, waiting.result()))
+        for number, status in enumerate(graph.map(map(array_of, range(120)))):
+            check(number, status.result)
+        asyncio.run(some(graph, range(60)))
+        for number, array in kept:
+            check(number, array)
+        assert graph.generation == 0
 
 
 HELD = """

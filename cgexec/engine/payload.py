@@ -22,9 +22,10 @@ from cgexec.engine.late_numpy import is_array
 _VALUE, _BYTES, _PLAIN_VALUE, _ARRAY = Kind.VALUE, Kind.BYTES, Kind.PLAIN, Kind.ARRAY
 NOBODYS_CODE = frozenset({_BYTES, _PLAIN_VALUE, _ARRAY})  # to load it runs none
 
-# From here on a buffer goes through shared memory where it can: there and back 59 us for an array, whatever its size,
-# where a pipe takes 56 for 65 kB and 73 for 100. For bytes, which are copied once more, it is 54, and 34 and 58.
-LARGE_BYTES = 3 << 15
+# From here on a buffer goes through shared memory where it can: there and back 35 us for an array, whether of 20 kB or
+# of 90, where a pipe takes 33 for 20 kB, 41 for 40, 51 for 65 and 66 for 90. For bytes, which are copied once more, it
+# is 29 to 35, and 17, 25, 34 and 57.
+LARGE_BYTES = 3 << 14
 SHORT_BYTES = 1 << 14  # up to here a plain value is serialised, sent, received and loaded in no time to speak of
 
 # Types that run no code of anybody's as they are serialised: pickle does with them as cloudpickle, ten times as fast.

@@ -17,6 +17,7 @@ RAY_CANNOT = {
 OF_ITS_OWN = {
     "test_what_is_short_and_plain_takes_no_thread_but_the_loops": "only wires can be heard of without one",
     "test_a_method_may_write_over_what_it_returned": "the pool of the socket transport, and what goes beyond it",
+    "test_a_lone_host_which_is_told_of_arrays_first_is_given_them_whole": "shared memory of the socket transport",
     "test_what_is_looked_for_can_be_seen": "only Ray's channels leave shared memory behind",
     "test_strangers_are_dropped_and_harm_no_execution": "what listens is the same with both",
     **dict.fromkeys(

@@ -94,8 +94,8 @@ class Spin:
         """Note that what was waited for came as somebody else had this core; go to another if that is the rule."""
         self._num_shared += 1
         if self._may_move and self._num_shared >= _OFTEN and self._moves.due():
-            self._num_shared = 0
-            self._moves.in_vain()  # until it turns out that it was not
+            self._num_shared = 1  # so that the next look apart, if it is one, says that it was not in vain
+            self._moves.in_vain()
             with suppress(OSError, LookupError, ValueError):  # where that cannot be had, it stays as it is
                 move_over()
 

@@ -168,6 +168,27 @@ def test_who_is_disturbed_now_and_then_stays(clock: Clock, moves: Moves) -> None
         apart(clock, moves, spin)
 
 
+def test_a_move_that_helped_at_once_is_not_the_reason_for_a_longer_pause(clock: Clock, moves: Moves) -> None:
+    spin = Spin(True, may_move=True)
+    for _ in range(20):
+        clock.now += 1.1 * FIRST_PAUSE_S
+        assert shared(clock, moves, spin, 4) == 1
+        apart(clock, moves, spin)
+
+
+@pytest.mark.parametrize("num_in_vain", [1, 2])
+def test_what_comes_from_one_look_to_the_next_has_come_apart(
+    clock: Clock, moves: Moves, monkeypatch: pytest.MonkeyPatch, num_in_vain: int
+) -> None:
+    spin = Spin(True, may_move=True)
+    for _ in range(10):
+        assert shared(clock, moves, spin, 3) == 0
+        polled = iter([*[[]] * num_in_vain, READY])
+        with monkeypatch.context() as patch:
+            patch.setattr(clock, "poll", lambda _timeout_ms, polled=polled: next(polled))
+            assert spin.look(clock) == READY  # type: ignore[arg-type]
+
+
 def test_only_one_of_two_that_look_for_each_other_moves(clock: Clock, moves: Moves) -> None:
     assert shared(clock, moves, Spin(True), 1000) == 0
 

@@ -80,6 +80,5 @@ def decode_array(payload: Bytes, buffers: Sequence[Any]) -> np.ndarray[Any, Any]
     else:
         start = aligned(_HEAD_BYTES * (num_dimensions + 1))
         memory = memoryview(payload)[start:].toreadonly()
-    # Not by ndarray(): that would hold what the memory is a view of, and not the view, which is what is leased.
     found: np.ndarray[Any, Any] = numpy().frombuffer(memory, _types()[code]).reshape(shape)
     return found

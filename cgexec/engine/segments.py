@@ -214,7 +214,7 @@ os.register_at_fork(before=_forking, after_in_parent=_forking, after_in_child=_f
 
 
 class _Mapping(NamedTuple):
-    data: np.ndarray[Any, Any]
+    data: memoryview
     marks: memoryview
 
 
@@ -232,7 +232,7 @@ class Mappings:
             size = os.fstat(descriptor).st_size - MOST_MARKS
             if size <= 0 or size % mmap.PAGESIZE:
                 raise ValueError(f"a segment of {size} bytes and a page of marks")
-            data = _mapped(descriptor, 0, size, mmap.PROT_READ)
+            data = _mapped(descriptor, 0, size, mmap.PROT_READ).data
             marks = _mapped(descriptor, size, MOST_MARKS, _READ_AND_WRITE).data
             self._mapped[number] = _Mapping(data, marks)
         finally:
@@ -245,7 +245,9 @@ class Mappings:
         """
         data, marks = self._mapped[number]
         marks[mark]  # there is one
-        array: np.ndarray[Any, Any] = data.view()
+        # Over a memoryview, which is no array: numpy has a view of a view of an array hold that array alone, and what
+        # somebody makes of this one, by np.ndarray(buffer=...) say, is to hold this one.
+        array: np.ndarray[Any, Any] = numpy().frombuffer(data, "uint8")
         lease = _Lease(array, _gone)
         lease.marks, lease.mark, lease.forks = marks, mark, _forks
         _leases[id(lease)] = lease

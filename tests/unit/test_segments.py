@@ -236,6 +236,25 @@ def unpickled(view: memoryview) -> Any:
     return pickle.loads(data, buffers=[view.toreadonly()])["a"]
 
 
+class Image:
+    """Serialises its array by itself, and makes it anew over the buffer that it is given."""
+
+    def __init__(self, pixels: np.ndarray[Any, Any]) -> None:
+        self.pixels = pixels
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return remade, (self.pixels.shape, pickle.PickleBuffer(self.pixels))
+
+
+def remade(shape: tuple[int, ...], buffer: Any) -> Image:
+    return Image(np.ndarray(shape, "f8", buffer=buffer))
+
+
+def unpickled_image(view: memoryview) -> Any:
+    data = pickle.dumps(Image(np.zeros(SIZE // 8)), 5, buffer_callback=lambda _buffer: None)
+    return pickle.loads(data, buffers=[view.toreadonly()]).pixels
+
+
 HOLDERS: dict[str, Callable[[memoryview], Any]] = {
     "view": lambda view: view,
     "slice": lambda view: view[10:20][1:2],
@@ -244,6 +263,17 @@ HOLDERS: dict[str, Callable[[memoryview], Any]] = {
     "unpickled array": unpickled,
     "one row of an unpickled array": lambda view: unpickled(view).reshape(8, -1)[3],
     "list of rows": lambda view: list(np.frombuffer(view, "i8").reshape(8, -1)),
+    "array by its constructor": lambda view: np.ndarray((SIZE // 8,), "i8", buffer=view),
+    "array by its constructor over a cast": lambda view: np.ndarray((SIZE // 8,), "i8", buffer=view.cast("q")),
+    "slice of what the view is of": lambda view: view.obj[1:],
+    "array over what an array is over": lambda view: np.ndarray((9,), "u1", buffer=np.frombuffer(view, "i8").base),
+    "array over an array": lambda view: np.ndarray((9,), "u1", buffer=np.frombuffer(view, "i8")),
+    "view of an array over an array": lambda view: np.asarray(np.frombuffer(view, "i8").view(np.recarray))[::2],
+    "by a class of somebody's own": unpickled_image,
+    "record array": lambda view: np.rec.array(np.frombuffer(view, "i8,i8"), copy=False),
+    "masked array": lambda view: np.ma.MaskedArray(np.frombuffer(view, "i8"), copy=False),
+    "iterator": lambda view: iter(np.frombuffer(view, "i8").flat),
+    "buffer": pickle.PickleBuffer,
 }
 
 

@@ -194,10 +194,9 @@ class CompiledEngine(EngineOverRay):
         self._inputs = [
             input_end(key, channel, self._hub, buffer_size_bytes) for key, channel in zip(keys, channels, strict=True)
         ]
-        if self._spin.may_pay and self._is_one_call and len(self._inputs) == 1:  # whose host looks for its input
-            for end in self._inputs:
-                if isinstance(end, SocketInput):
-                    end.tell_first()
+        match self._inputs:
+            case [SocketInput() as only] if self._spin.may_pay and self._is_one_call:  # whose host looks for its input
+                only.tell_first()
         self._encoders = [(end.key, end.encode) for end in self._inputs]
         self._may_wait_to_send = not all(isinstance(end, SocketInput) for end in self._inputs)
 

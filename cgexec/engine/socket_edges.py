@@ -104,7 +104,7 @@ class SocketOutlet:
     def tell_first(self) -> None:
         """Have frames sent before their buffers have been copied, but for their last byte, if one process reads them.
 
-        For one that looks before it sleeps: it makes what it can of a frame ready meanwhile. (1 MB there and back: 67
+        For one that looks before it sleeps: it makes what it can of a frame ready meanwhile. (1 MB there and back: 64
         us where it took 71.) Who sleeps would have to be woken twice.
         """
         self._told_first = self.wires[0] if len(self.wires) == 1 else None

@@ -48,7 +48,6 @@ class Spin:
         self.may_pay = may_pay
         self._may_move = may_move
         self._trials = Trials()
-        self._in_vain = False  # the last look that was worth a trial
         self._moves = Trials()
         self._num_shared = 0  # looks in a row that ended as somebody else had run here
 
@@ -61,29 +60,21 @@ class Spin:
         while True:
             yielded_at, now = now, time.monotonic()
             if ready := poller.poll(0):
-                if self._in_vain:
-                    self._pay()
+                self._trials.paid()
                 if now - yielded_at > _RAN_HERE_S:
                     self._share()
                 elif self._num_shared:
                     self._be_apart()
                 return ready
             if now >= look_until:
-                self._in_vain = True
                 self._trials.in_vain()
                 return []
             if ready := poller.poll(0) or poller.poll(0):  # to yield takes as long as to look: sooner seen, by 2 %
-                if self._in_vain:
-                    self._pay()
+                self._trials.paid()
                 if self._num_shared:
                     self._be_apart()
                 return ready
             os.sched_yield()
-
-    def _pay(self) -> None:
-        """Note that it paid to look."""
-        self._in_vain = False
-        self._trials.paid()
 
     def _be_apart(self) -> None:
         """Note that what was waited for came while this thread had a core to itself."""

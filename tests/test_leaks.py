@@ -8,6 +8,7 @@ README says.
 import gc
 import logging
 import os
+import re
 import sys
 import threading
 import weakref
@@ -22,6 +23,7 @@ import ray
 from conftest import eventually, live_actors
 from pool import WAYS, Pool
 from ray import cloudpickle
+from ray._private.internal_api import memory_summary  # of which the command line prints the text
 from workers import is_in_a_graph
 
 from cgexec import GraphConfig, GraphExecutor, GraphState, JobSucceeded, RebuildPolicy, chain, fan_out
@@ -69,26 +71,43 @@ def shared_memory() -> set[str]:
     return {entry.name for entry in Path("/dev/shm").iterdir() if any(f"{pid}-" in entry.name for pid in children)}
 
 
+def num_mappings(pid: int) -> int:
+    """Return how many mappings of segments a process has."""
+    return Path(f"/proc/{pid}/maps").read_text().count("/memfd:cgexec")
+
+
+def objects_in_store() -> int:
+    """Return how many objects are in Ray's store, the buffers of its channels included.
+
+    Of those ``ray.available_resources`` says nothing, and of others half a second late.
+    """
+    found = re.search(r"Plasma memory usage .* MiB, (\d+) objects", memory_summary(stats_only=True))
+    assert found is not None
+    return int(found[1])
+
+
 class Trace:
     """What there is of a graph now, to be held against what there was: in the driver, and in ``actors``."""
 
     def __init__(self, pool: Pool, actors: list[Any], way: str) -> None:
         self.pids = [os.getpid(), *(pool.actors[actor] for actor in actors)]
         self.descriptors = [descriptors(pid) for pid in self.pids]
+        self.num_mappings = [num_mappings(pid) for pid in self.pids]
         self.threads = [threads_of_graphs(), *ray.get([a.__ray_call__.remote(threads_of_graphs) for a in actors])]
         self.num_actors = len(live_actors()) - len(pool.starting)
         self.files = shared_memory() if way != "ray" else set()
-        self.free_bytes = ray.available_resources()["object_store_memory"] if way != "ray" else 0
+        self.num_objects = objects_in_store() if way != "ray" else 0
 
     def more_than(self, before: "Trace") -> list[str]:
         """Return what there is more of than before."""
         found = [f"shared memory {name}" for name in self.files - before.files]
-        found += ["objects in Ray's store"] * (self.free_bytes < before.free_bytes)
+        found += ["objects in Ray's store"] * max(0, self.num_objects - before.num_objects)
         found += ["actors"] * max(0, self.num_actors - before.num_actors)
         for pid, now, then in zip(self.pids, self.descriptors, before.descriptors, strict=True):
             found += [f"{count} descriptors of {kind!r} in process {pid}" for kind, count in (now - then).items()]
-        for pid, now, then in zip(self.pids, self.threads, before.threads, strict=True):
-            found += [f"{now - then} threads in process {pid}"] if now > then else []
+        for what in ("threads", "num_mappings"):
+            for pid, now, then in zip(self.pids, getattr(self, what), getattr(before, what), strict=True):
+                found += [f"{now - then} {what} in process {pid}"] if now > then else []
         return found
 
 
@@ -280,9 +299,18 @@ def test_no_generation_outlives_its_graph_though_no_garbage_is_collected(pool, h
 
 
 def test_what_is_looked_for_can_be_seen(pool):
-    files = shared_memory()
+    files, num_objects = shared_memory(), objects_in_store()
+    kept = [ray.put(LARGE) for _ in range(20)]
+    assert objects_in_store() > num_objects + 10  # some that nobody needs any more may go meanwhile
+    kept.clear()
+    assert eventually(lambda: objects_in_store() <= num_objects)
     with GraphExecutor(pool.take(HOSTS), fan_out("work"), config=WAYS["ray"]):
         assert shared_memory() > files
+        assert objects_in_store() > num_objects
+    num_mapped = num_mappings(os.getpid())
+    with GraphExecutor(pool.take(HOSTS), fan_out("work"), config=WAYS["socket"]) as graph:
+        check(graph, 1)
+        assert num_mappings(os.getpid()) > num_mapped
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -33,6 +33,7 @@ from ray.exceptions import RayChannelError, RayChannelTimeoutError
 from cgexec.deadline import Deadline
 from cgexec.engine import bounded
 from cgexec.engine.compilation import end_groups, groups_of, let_go
+from cgexec.engine.cores import cores
 from cgexec.engine.departure import stuck_host
 from cgexec.engine.driver_ends import (
     ANY_EXECUTION,
@@ -66,7 +67,7 @@ from cgexec.engine.protocol import (
 )
 from cgexec.engine.reports import OutputPort
 from cgexec.engine.session import Session
-from cgexec.engine.spinning import Spin, cores
+from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Arrived
 from cgexec.engine.values import encoded_inputs, output_of
 from cgexec.isolation import Apart, bare

@@ -115,7 +115,7 @@ class SocketOutput:
         """Return the next frame, if it has come; does not wait. An end is left to ``receive``."""
         wire = self._wire or self.wire
         try:
-            frame = wire.receive(block=False)
+            frame = wire.receive()
         except WireClosedError:
             return None
         if frame is not None and wire.amid:  # of which no descriptor tells

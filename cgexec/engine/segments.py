@@ -24,9 +24,10 @@ import fcntl
 import itertools
 import mmap
 import os
+import struct
 import weakref
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cgexec.engine.frames import aligned
@@ -182,40 +183,28 @@ def _rounded(num_bytes: int) -> int:
     return (aligned(num_bytes) + step - 1) // step * step
 
 
-class _Lease(weakref.ref[Any]):
-    """Sets the mark of one frame when the last array over its buffers has gone."""
-
-    __slots__ = ("forks", "mark", "marks")
-
-    marks: memoryview
-    mark: int
-    forks: int
-
-
-_leases: dict[int, _Lease] = {}  # by id: a weak reference calls nobody unless it is kept itself
-_forks = 0
-
-
-def _gone(lease: Any) -> None:
-    """Answer for an array that has gone. Called wherever and whenever that is: takes no locks, and never blocks."""
-    del _leases[id(lease)]
-    if lease.forks == _forks:
-        lease.marks[lease.mark] = 1
-
-
-def _forking() -> None:
-    """Have no lease of now set its mark: the child has its arrays too, and cannot tell when it lets go of them."""
-    global _forks
-    _forks += 1
-
-
-# Afterwards once more, should another thread have made a lease in between.
-os.register_at_fork(before=_forking, after_in_parent=_forking, after_in_child=_forking)
+_set_mark = struct.Struct("?").pack_into  # in C: no signal handler can run, and raise, before it is done
 
 
 class _Mapping(NamedTuple):
     data: memoryview
     marks: memoryview
+    leases: dict[int, weakref.ref[Any]]  # by mark: a weak reference calls nobody unless it is kept itself
+
+
+_every: weakref.WeakValueDictionary[int, Mappings] = weakref.WeakValueDictionary()
+
+
+def _forking() -> None:
+    """Have nothing that lies on a segment now set its mark: the child has it too, and nobody sees when it lets go."""
+    for reference in _every.valuerefs():
+        mappings = reference()
+        if mappings is not None:
+            mappings.keep_reserved()
+
+
+# Afterwards once more, should another thread have made a lease in between.
+os.register_at_fork(before=_forking, after_in_parent=_forking, after_in_child=_forking)
 
 
 class Mappings:
@@ -223,6 +212,7 @@ class Mappings:
 
     def __init__(self) -> None:
         self._mapped: dict[int, _Mapping] = {}
+        _every[id(self)] = self
 
     def add(self, number: int, descriptor: int) -> None:
         """Map the segment behind ``descriptor``, which is closed. Raises OSError or ValueError if it is no segment."""
@@ -234,7 +224,7 @@ class Mappings:
                 raise ValueError(f"a segment of {size} bytes and a page of marks")
             data = _mapped(descriptor, 0, size, mmap.PROT_READ).data
             marks = _mapped(descriptor, size, MOST_MARKS, _READ_AND_WRITE).data
-            self._mapped[number] = _Mapping(data, marks)
+            self._mapped[number] = _Mapping(data, marks, {})
         finally:
             os.close(descriptor)
 
@@ -243,16 +233,21 @@ class Mappings:
 
         Raises KeyError if the segment was never added, IndexError if it has no such mark.
         """
-        data, marks = self._mapped[number]
+        data, marks, leases = self._mapped[number]
         marks[mark]  # there is one
         # Over a memoryview, which is no array: numpy has a view of a view of an array hold that array alone, and what
         # somebody makes of this one, by np.ndarray(buffer=...) say, is to hold this one.
         array: np.ndarray[Any, Any] = numpy().frombuffer(data, "uint8")
-        lease = _Lease(array, _gone)
-        lease.marks, lease.mark, lease.forks = marks, mark, _forks
-        _leases[id(lease)] = lease
+        # It is called with the reference, for the third argument, which is true. The one before it has been called:
+        # a mark is lent again when it is set.
+        leases[mark] = weakref.ref(array, partial(_set_mark, marks, mark))
         return array.data
 
+    def keep_reserved(self) -> None:
+        """Have the marks of what lies on the segments now never be set."""
+        for mapping in list(self._mapped.values()):
+            mapping.leases.clear()
+
     def forget(self, number: int) -> None:
-        """Keep a segment no longer; what still lies on it stays readable."""
+        """Keep a segment that is not written any more no longer; what still lies on it stays readable."""
         self._mapped.pop(number, None)

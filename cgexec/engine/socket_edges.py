@@ -41,11 +41,11 @@ class FromWire:
         """Wait for the next frame. Raises RayChannelError when the graph has ended."""
         wire = self._wire or self._connected()
         try:
-            frame = wire.receive(block=False) if wire.amid else None
+            frame = wire.receive() if wire.amid else None
             while frame is None:
                 if self._look is None or not self._look():
                     wire.stream.wait()  # to be woken and then to read takes less than to find nothing to read first
-                frame = wire.receive(block=False)
+                frame = wire.receive()
         except WireClosedError as error:
             raise RayChannelError(f"Channel closed: {error}") from error
         return frame

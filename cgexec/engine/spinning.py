@@ -33,11 +33,6 @@ _OFTEN = 4  # looks in a row that end so
 _CORE_FIELD = 36  # of what /proc says of a thread, behind its name: the core that it is on
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 class Spin:
     """How one thread at a time waits. ``may_pay``: whether there is a core that nobody else is to use.
 

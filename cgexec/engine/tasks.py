@@ -26,13 +26,14 @@ from ray.dag.dag_node_operation import _DAGNodeOperationType
 from ray.exceptions import RayChannelError, RayTaskError
 from ray.experimental.channel.cached_channel import CachedChannel
 
+from cgexec.engine.cores import cores
 from cgexec.engine.edges import Edge, Outlet, ending_as_ray_says
 from cgexec.engine.failures import as_task_error, decode_failures, encode_failures, from_ray
 from cgexec.engine.frames import Encoded
 from cgexec.engine.hub import GraphKey, Hub, find_hub
 from cgexec.engine.reports import OutputPort
 from cgexec.engine.socket_edges import FromWire, SocketEdge, SocketOutlet
-from cgexec.engine.spinning import Spin, cores
+from cgexec.engine.spinning import Spin
 from cgexec.engine.steps import Arguments, Step, Taken
 
 _READ, _COMPUTE = _DAGNodeOperationType.READ, _DAGNodeOperationType.COMPUTE

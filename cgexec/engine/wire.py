@@ -130,8 +130,8 @@ class Wire:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def receive(self, *, block: bool, once: bool = False) -> Frame | None:
-        """Return the next frame; None if it has not arrived whole and ``block`` is False.
+    def receive(self, *, once: bool = False) -> Frame | None:
+        """Return the next frame; None if it has not arrived whole. Does not wait: ``stream.wait`` does.
 
         ``once``: receives no more than once, and so takes no time to speak of, unless the wire is ``amid`` a frame.
 
@@ -139,10 +139,9 @@ class Wire:
             WireClosedError: the connection has ended, and every whole frame that came before has been returned.
         """
         if not self.amid:  # nothing is left from before, as a rule
-            while (data := self.stream.read(_CHUNK_BYTES)) is None:
-                if not block:
-                    return None
-                self.stream.wait()
+            data = self.stream.read(_CHUNK_BYTES)
+            if data is None:
+                return None
             try:
                 found = unpack_next(data)
             except (FrameError, MemoryError) as error:
@@ -153,15 +152,14 @@ class Wire:
                     self._data, self._start, self.amid = data, end, True
                 return found
             self._data = data
-            return self._received(block, once, found)
-        return self._received(block, once) if self._awaited is None else self._receive_last(block)
+            return self._received(once, found)
+        return self._received(once) if self._awaited is None else self._receive_last()
 
-    def _receive_last(self, block: bool) -> Frame | None:
+    def _receive_last(self) -> Frame | None:
         """Do as ``receive`` for a frame of which nothing is missing but the last byte."""
-        while (data := self.stream.read(_CHUNK_BYTES)) is None:
-            if not block:
-                return None
-            self.stream.wait()
+        data = self.stream.read(_CHUNK_BYTES)
+        if data is None:
+            return None
         frame, self._awaited = self._awaited, None
         self._data, self._start = (data, 1) if len(data) > 1 else (b"", 0)
         self.amid = len(data) > 1
@@ -169,12 +167,12 @@ class Wire:
 
     def receive_into(self, arrived: deque[Frame], *, once: bool = False) -> None:
         """Append every frame that has arrived whole; does not wait. Raises as ``receive``, when those are appended."""
-        frame = self.receive(block=False, once=once)
+        frame = self.receive(once=once)
         while frame is not None:
             arrived.append(frame)
             if not self.amid:  # as a rule
                 return
-            frame = self._received(False, True)
+            frame = self._received(True)
 
     def _none(self, error: Exception) -> WireClosedError:
         """End the wire: what has been received is no frame, and nothing behind it can be believed."""
@@ -182,7 +180,7 @@ class Wire:
         self.shut()
         return WireClosedError(self._no_frame)
 
-    def _received(self, block: bool, once: bool, seen: Frame | Header | None = None) -> Frame | None:
+    def _received(self, once: bool, seen: Frame | Header | None = None) -> Frame | None:
         """Do as ``receive``; ``seen`` is what comes next, as far as it has been looked at."""
         if self._no_frame:
             raise WireClosedError(self._no_frame)
@@ -195,11 +193,9 @@ class Wire:
                 elif once:
                     return None
                 elif self._awaited is not None:
-                    return self._receive_last(block)
+                    return self._receive_last()
                 elif not self._fill():
-                    if not block:
-                        return None
-                    self.stream.wait()
+                    return None
         except (FrameError, MemoryError, KeyError, IndexError, ValueError) as error:
             raise self._none(error) from error
         finally:

@@ -18,7 +18,7 @@ from conftest import eventually, our_threads
 from forks import ended_well, fork
 from hubs import CHANNEL, FIRST, LONG_S, SECOND, Site, a_site, soon
 from leaks import nothing_left
-from wires import send
+from wires import next_frame, send
 
 from cgexec.deadline import Deadline
 from cgexec.engine import hub as hub_module
@@ -49,9 +49,7 @@ def connected(writer: Hub, reader: Hub, channel: bytes = CHANNEL) -> tuple[Wire,
 
 
 def received(wire: Wire) -> Any:
-    frame = wire.receive(block=True)
-    assert frame is not None
-    return decode(frame)
+    return decode(next_frame(wire))
 
 
 def is_readable(descriptor: int, timeout_s: float = LONG_S) -> bool:
@@ -61,11 +59,10 @@ def is_readable(descriptor: int, timeout_s: float = LONG_S) -> bool:
 def is_ended(wire: Wire) -> bool:
     """Wait until ``wire`` ends."""
     try:
-        while wire.receive(block=True) is not None:
-            continue
+        while True:
+            next_frame(wire)
     except WireClosedError:
         return True
-    return False
 
 
 # -- edges -------------------------------------------------------------------------------------------------------------

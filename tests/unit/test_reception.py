@@ -17,7 +17,7 @@ from conftest import eventually
 from forks import ended_well, fork
 from hubs import CHANNEL, FIRST, LONG_S, Site, a_site, soon
 from leaks import nothing_left
-from wires import send
+from wires import next_frame, send
 
 from cgexec.deadline import Deadline
 from cgexec.engine import reception
@@ -65,9 +65,7 @@ def carries(writer: Hub, reader: Hub, channel: bytes = CHANNEL) -> Any:
     assert inlet.connected.wait(LONG_S)
     send(wire, "value", 1)
     assert inlet.wire is not None
-    frame = inlet.wire.receive(block=True)
-    assert frame is not None
-    return decode(frame)
+    return decode(next_frame(inlet.wire))
 
 
 FAMILIES = pytest.mark.parametrize(("family", "node_id"), [("unix", "node"), ("tcp", "another node")])

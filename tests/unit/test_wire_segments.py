@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from leaks import nothing_left, num_descriptors
-from wires import GENERATION, MEGABYTE, Ends, ends_of, flush_all, in_a_thread, joined, tcp_pair
+from wires import GENERATION, MEGABYTE, Ends, ends_of, flush_all, in_a_thread, joined, next_frame, tcp_pair
 
 from cgexec.engine.frames import Encoded, Frame, Kind, join, pack
 from cgexec.engine.payload import decode, encode
@@ -143,12 +143,12 @@ def test_a_frame_is_not_there_before_its_last_byte_and_then_has_what_was_filled_
     for number in range(3):
         held = Held(unix, segment, value, number)
         for _ in range(2):
-            assert unix.reader.receive(block=False) is None
+            assert unix.reader.receive() is None
             assert unix.reader.amid
         held.fill()
-        assert unix.reader.receive(block=False) is None
+        assert unix.reader.receive() is None
         held.finish()
-        frame = unix.reader.receive(block=False)
+        frame = unix.reader.receive()
         assert frame is not None
         assert (frame.execution, unix.reader.amid) == (number, False)
         np.testing.assert_equal(decode(frame), value)
@@ -181,7 +181,7 @@ def test_a_frame_behind_others_is_waited_for_as_well(unix: Ends) -> None:
     unix.reader.receive_into(arrived)
     assert [decode(frame) for frame in arrived] == ["before"]
     assert unix.reader.amid
-    reading = in_a_thread(lambda: arrived.append(cast("Frame", unix.reader.receive(block=True))))
+    reading = in_a_thread(lambda: arrived.append(next_frame(unix.reader)))
     held.fill()
     held.finish()
     assert joined(reading)
@@ -191,21 +191,21 @@ def test_a_frame_behind_others_is_waited_for_as_well(unix: Ends) -> None:
 def test_a_frame_whose_last_byte_never_comes_is_none(unix: Ends) -> None:
     segment = Segment(1, MEGABYTE)
     held = Held(unix, segment, np.arange(9000))
-    assert unix.reader.receive(block=False) is None
+    assert unix.reader.receive() is None
     held.fill()
     unix.writer.shut()
-    for block in (False, True):
+    for _ in range(2):
         with pytest.raises(WireClosedError):
-            unix.reader.receive(block=block)
+            unix.reader.receive()
 
 
 def test_an_array_that_cannot_be_made_is_an_error_where_it_is_loaded(unix: Ends) -> None:
     encoded = encode(np.arange(9000))
     pieces = unix.writer.pack(Encoded(encoded.kind, b"\xff" * 16, encoded.buffers), 0, Segment(1, MEGABYTE))
     unix.writer.send([pieces[0][:-1]])
-    assert unix.reader.receive(block=False) is None
+    assert unix.reader.receive() is None
     unix.writer.send([pieces[0][-1:]])
-    frame = unix.reader.receive(block=False)
+    frame = unix.reader.receive()
     assert frame is not None
     with pytest.raises((ArithmeticError, LookupError, ValueError)):
         decode(frame)
@@ -256,4 +256,4 @@ def test_every_frame_is_delivered_when_the_writer_has_gone(unix: Ends) -> None:
 def test_a_segment_that_is_too_short_for_its_frame_ends_the_wire(unix: Ends) -> None:
     unix.writer.send(unix.writer.pack(Encoded(Kind.VALUE, b"x", [memoryview(bytes(1 << 17))]), 0, Segment(1, 1 << 16)))
     with pytest.raises(WireClosedError, match="do not fill"):
-        unix.reader.receive(block=True)
+        unix.receive()

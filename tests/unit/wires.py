@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cgexec.engine.frames import Encoded, pack
+from cgexec.engine.frames import Encoded, Frame, pack
 from cgexec.engine.payload import decode, encode
 from cgexec.engine.segments import Segment
 from cgexec.engine.stream import Stream
@@ -32,6 +32,13 @@ PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {"unix": s
 def send(wire: Wire, value: Any, execution: int = 0) -> None:
     """Send a value as an edge does, through the stream alone."""
     wire.send(pack(encode(value), wire._generation, execution))
+
+
+def next_frame(wire: Wire) -> Frame:
+    """Wait for the next frame. Raises as ``Wire.receive``."""
+    while (frame := wire.receive()) is None:
+        wire.stream.wait()
+    return frame
 
 
 @dataclass
@@ -59,9 +66,7 @@ class Ends:
         self.writer.send(pieces)
 
     def receive(self) -> Any:
-        frame = self.reader.receive(block=True)
-        assert frame is not None
-        return decode(frame)
+        return decode(next_frame(self.reader))
 
 
 def ends_of(here: socket.socket, there: socket.socket) -> Ends:

@@ -15,13 +15,12 @@ from functools import cache
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any
 
-from cgexec.engine.frames import Bytes, Encoded, Frame, Kind, aligned, made
+from cgexec.engine.frames import SHORT_BYTES, Bytes, Encoded, Frame, Kind, aligned, made
 from cgexec.engine.late_numpy import numpy
 
 if TYPE_CHECKING:
     import numpy as np
 
-INLINE_BYTES = 1 << 14  # up to here an array is copied into the payload: a frame without buffers is seen at a glance
 _ARRAY = Kind.ARRAY
 _HEAD_BYTES = 8
 
@@ -48,7 +47,7 @@ def encode_array(array: Any) -> Encoded | None:
     if num_bytes == 0:
         return None  # there would be nothing to make it of
     head = _SHAPES[array.ndim].pack(ord(kind.char), array.ndim, *array.shape)
-    if num_bytes > INLINE_BYTES:
+    if num_bytes > SHORT_BYTES:  # else it is copied into the payload: a frame without buffers is seen at a glance
         return made(Encoded, (_ARRAY, head, (PickleBuffer(array).raw(),)))
     return made(Encoded, (_ARRAY, head.ljust(aligned(len(head)), b"\0") + array.tobytes(), ()))
 

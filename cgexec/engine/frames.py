@@ -28,6 +28,7 @@ HEADER = struct.Struct("<BBHIIIQQQ8x")
 _HEADER_BYTES = HEADER.size
 ALIGNMENT = 64
 MOST_BUFFERS = 1 << 20
+SHORT_BYTES = 1 << 14  # up to here a plain value is serialised, sent, received and loaded in no time to speak of
 MOST_BYTES = 1 << 40  # no frame is longer: beyond any machine's memory, below what overflows
 
 _NEW_SEGMENT = 1  # flag: the segment's descriptor comes with this frame

@@ -15,7 +15,7 @@ from typing import Any
 from ray import cloudpickle
 
 from cgexec.engine.arrays import decode_array, encode_array
-from cgexec.engine.frames import MOST_BUFFERS, Encoded, Frame, Kind, made
+from cgexec.engine.frames import MOST_BUFFERS, SHORT_BYTES, Encoded, Frame, Kind, made
 from cgexec.engine.late_numpy import is_array
 
 # Looked up on an enum, a member takes several times as long.
@@ -26,7 +26,6 @@ NOBODYS_CODE = frozenset({_BYTES, _PLAIN_VALUE, _ARRAY})  # to load it runs none
 # of 90, where a pipe takes 33 for 20 kB, 41 for 40, 51 for 65 and 66 for 90. For bytes, which are copied once more, it
 # is 29 to 35, and 17, 25, 34 and 57.
 LARGE_BYTES = 3 << 14
-SHORT_BYTES = 1 << 14  # up to here a plain value is serialised, sent, received and loaded in no time to speak of
 
 # Types that run no code of anybody's as they are serialised: pickle does with them as cloudpickle, ten times as fast.
 _SCALARS = frozenset({str, int, float, bool, type(None)})

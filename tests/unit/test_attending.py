@@ -27,8 +27,8 @@ from wires import send
 from cgexec import GraphClosedError, JobFailed, JobPreempted, JobStatus, JobSucceeded, attending
 from cgexec.asynchronous import executed, outcome, submitted
 from cgexec.engine.compiled import CompiledEngine
-from cgexec.engine.frames import pack
-from cgexec.engine.payload import SHORT_BYTES, encode
+from cgexec.engine.frames import SHORT_BYTES, pack
+from cgexec.engine.payload import encode
 from cgexec.engine.protocol import EngineBrokenError
 from cgexec.lifecycle import GraphEvent
 from cgexec.pump import Pump

@@ -17,8 +17,20 @@ from ray import cloudpickle
 from cgexec.engine import arrays as arrays_module
 from cgexec.engine import frames
 from cgexec.engine import payload as payload_module
-from cgexec.engine.frames import HEADER, Encoded, Frame, Kind, join, offsets, pack, unpack, unpack_header, unpack_region
-from cgexec.engine.payload import LARGE_BYTES, SHORT_BYTES, decode, encode, is_short, loads_at_once
+from cgexec.engine.frames import (
+    HEADER,
+    SHORT_BYTES,
+    Encoded,
+    Frame,
+    Kind,
+    join,
+    offsets,
+    pack,
+    unpack,
+    unpack_header,
+    unpack_region,
+)
+from cgexec.engine.payload import LARGE_BYTES, decode, encode, is_short, loads_at_once
 
 Array = np.ndarray[Any, Any]
 

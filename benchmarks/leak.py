@@ -2,28 +2,30 @@
 
     python -m benchmarks.leak [--json FILE] [--calls N]
 
-Named semaphores, files in shared memory, and shared memory in use, all of the machine's; descriptors and threads of
-this process and of the actors. Per rebuild: the raw graph is torn down and compiled again, cgexec's ``rebuild()`` is
-called. Each turn has a Ray of its own, with an object store that holds all that leaks: compiling takes seconds once it
-is full.
+Named semaphores, files in shared memory, and shared memory in use, all of the machine's, which is to do nothing else
+meanwhile; descriptors, threads and mappings of this process and of the actors. Per rebuild: the raw graph is torn down
+and compiled again, cgexec's ``rebuild()`` is called, and an array of 100 kB is sent through it, which cgexec puts into
+shared memory. Each turn has a Ray of its own, with an object store that holds all that leaks: compiling takes seconds
+once it is full.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from benchmarks import harness
 from benchmarks.contestants import Echo, Shape, compiled, executor
 
 ROUNDS, CALLS, NUM_ACTORS = 3, 50, 4
+MESSAGE = np.arange(12_500)
 FAN = Shape("fan", NUM_ACTORS)
 STORE_BYTES_EACH = 64 << 20  # a raw graph of this shape leaks some 50 MB with each compile
 SHARED = Path("/dev/shm")
@@ -34,17 +36,19 @@ def counted(pids: list[int]) -> dict[str, float]:
     """Return what there is now."""
     files = [path for path in SHARED.iterdir() if path.is_file()]
     semaphores = [path for path in files if path.name.startswith("sem.")]
+    processes = [Path(f"/proc/{pid}") for pid in (os.getpid(), *pids)]
     return {
         "semaphores": len(semaphores),
         "shared files": len(files) - len(semaphores),
-        "shared MB": shared_kilobytes() / 1e3,
-        "descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in [os.getpid(), *pids]),
-        "threads": threading.active_count() + sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
+        "shared MB": shared_kilobytes() / 1e3,  # whether a file has a name or not
+        "descriptors": sum(len(os.listdir(each / "fd")) for each in processes),
+        "threads": sum(len(os.listdir(each / "task")) for each in processes),
+        "mappings": sum((each / "maps").read_text().count("\n") for each in processes),
     }
 
 
 def shared_kilobytes() -> int:
-    """Return how much shared memory the machine has in use, whether a file has a name or not."""
+    """Return how much shared memory the machine has in use."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Shmem:"))
 
@@ -55,7 +59,7 @@ def raw(actors: list[Any]) -> Iterator[Callable[[], object]]:
 
     def rebuild() -> None:
         with compiled(FAN, actors) as graph:
-            ray.get(graph.execute(b"x"))
+            ray.get(graph.execute(MESSAGE))
 
     yield rebuild
 
@@ -67,7 +71,7 @@ def ours(actors: list[Any], **config: Any) -> Iterator[Callable[[], object]]:
 
         def rebuild() -> None:
             graph.rebuild()
-            graph.execute(b"x")
+            graph.execute(MESSAGE)
 
         yield rebuild
 

@@ -44,6 +44,7 @@ _logger = logger(__name__)
 _MOST_FRUITLESS_BUILDS = 5  # in a row, that failed though every host answers
 _STOP_THREADS_S = 1.0
 _CULPRIT_TIMEOUT_S = 1.0  # a dead actor's loop is reported within 90 ms of its channels closing
+_COINCIDENCE_TIMEOUT_S = 0.1  # where it was this process that broke the generation, by an interruption, say
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,8 @@ class Supervisor:
         if engine.session_over:
             self._end_with_ray(core, engine)
             return
-        self._break_off(core, engine, engine.why_broken(seen, _CULPRIT_TIMEOUT_S))
+        timeout_s = _COINCIDENCE_TIMEOUT_S if engine.condemned else _CULPRIT_TIMEOUT_S
+        self._break_off(core, engine, engine.why_broken(seen, timeout_s))
 
     def _break_off(
         self, core: GraphCore, engine: Engine, why: Break, given_up: Mapping[int, Exception] = MappingProxyType({})

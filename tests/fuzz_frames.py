@@ -46,7 +46,7 @@ def frames_of(data: bytes, most: int) -> bytes:
             num_buffers,
             provider.PickValueInList([0, 0, 0, 1, 2]),
             provider.ConsumeInt(8) & (1 << 64) - 1,
-            provider.ConsumeIntInRange(0, len(region) + 1),
+            max(0, len(region) - provider.PickValueInList([0, 1, 8 * num_buffers, 8 * num_buffers + 1, 100])),
             len(region) + provider.PickValueInList([0] * 14 + [1, 1 << 20]),
         )
         frames += region
@@ -77,7 +77,11 @@ def fuzz_wire(data: bytes) -> None:
     try:
         for descriptor in descriptors:
             peer.pass_on(descriptor)
-        peer.write(raw)  # what does not fit at once is left out
+        split = int.from_bytes(data[-2:], "little") % (len(raw) + 1)
+        peer.write(raw[:split])  # what does not fit at once is left out
+        while frame := wire.receive():
+            check(frame, max(len(raw), SEGMENT_BYTES))
+        peer.write(raw[split:])
         peer.shut()
         while True:
             frame = wire.receive()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 _GROUPS = Path("/proc/self/cgroup")
 _MOUNTED = Path("/sys/fs/cgroup")
+_NO_LIMIT = float("inf")
 
 
 def cores() -> int:
@@ -22,15 +23,23 @@ def cores() -> int:
 
 def quota(groups: Path, mounted: Path) -> float:
     """Return how many cores' time the control groups named in ``groups`` leave; infinity without a limit."""
-    least = float("inf")
+    found = [_NO_LIMIT]
     with suppress(OSError):  # no such thing on this system
-        for line in os.fsdecode(groups.read_bytes()).splitlines():
-            _, controllers, group = line.split(":", 2)
-            if not controllers:
-                least = min(least, _least_of(mounted, group))
-            elif "cpu" in controllers.split(","):
-                least = min(least, _least_of(mounted / "cpu", group))
-    return least
+        for line in os.fsdecode(groups.read_bytes()).split(
+            "\n"
+        ):  # and by nothing else: any other byte may be in a name
+            number, _, rest = line.partition(":")
+            controllers, colon, group = rest.partition(":")
+            if number and colon:
+                found += [_least_of(root, group) for root in _roots(mounted, controllers)]
+    return min(found)
+
+
+def _roots(mounted: Path, controllers: str) -> tuple[Path, ...]:
+    """Return where a hierarchy with these controllers may be, if it has to do with cores."""
+    if not controllers:  # version 2, by itself or beside version 1
+        return mounted, mounted / "unified"
+    return (mounted / "cpu", mounted / controllers) if "cpu" in controllers.split(",") else ()
 
 
 def _least_of(root: Path, group: str) -> float:
@@ -45,8 +54,8 @@ def _least_of(root: Path, group: str) -> float:
 
 def _quota_of(group: Path) -> float:
     for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        with suppress(OSError, ValueError, ZeroDivisionError):  # not there; or "max", or -1: no limit
+        with suppress(OSError, ValueError, ArithmeticError):  # not there; or "max": no limit
             time_us, period_us = map(int, " ".join((group / file).read_text() for file in files).split())
-            if time_us > 0:
+            if time_us > 0 and period_us > 0:  # -1: no limit
                 return time_us / period_us
-    return float("inf")
+    return _NO_LIMIT

@@ -170,7 +170,9 @@ def _checked(fields: tuple[int, ...]) -> Header:
     kind, flags, mark, generation, num_buffers, segment, execution, payload_bytes, region_bytes = fields
     if kind not in _KINDS or flags & ~_NEW_SEGMENT or ((flags or mark) and not segment):
         raise FrameError(f"kind {kind}, flags {flags}, mark {mark}")
-    if num_buffers > MOST_BUFFERS or region_bytes > MOST_BYTES or 8 * num_buffers + payload_bytes > region_bytes:
+    filled = 8 * num_buffers + payload_bytes
+    fits = filled + len(_LAST) == region_bytes if segment and num_buffers else filled <= region_bytes
+    if num_buffers > MOST_BUFFERS or region_bytes > MOST_BYTES or not fits:
         raise FrameError(f"{num_buffers} buffers and {payload_bytes} bytes in a region of {region_bytes} bytes")
     known = _KINDS[kind], bool(flags)
     return made(Header, (*known, mark, generation, num_buffers, segment, execution, payload_bytes, region_bytes))
@@ -216,7 +218,7 @@ def unpack_region(header: Header, region: memoryview, shared: memoryview | None 
         start = aligned(filled)
         filled = start + length
         buffers.append(where[start:filled])
-    if filled > limit or (filled != limit if shared is None else end + len(_LAST) != region_bytes):
+    if filled > limit or (filled != limit and shared is None):
         raise FrameError(f"{sum(lengths)} bytes of buffers do not fill {limit}")
     return made(Frame, (kind, generation, execution, region[table_bytes:end], buffers))
 

@@ -183,28 +183,26 @@ def _rounded(num_bytes: int) -> int:
     return (aligned(num_bytes) + step - 1) // step * step
 
 
-_set_mark = struct.Struct("?").pack_into  # in C: no signal handler can run, and raise, before it is done
+# Everything here that must not be left half done is one call in C: no signal handler can run, and raise, within it.
+_set_mark = struct.Struct("?").pack_into
+
+# By mapping and mark. Kept here, since a weak reference calls nobody unless it is kept, and nowhere else.
+_leases: dict[int, dict[int, weakref.ref[Any]]] = {}
+_forks: list[None] = []  # those under way, of whichever thread
+
+# Nothing that is there as this process forks ever sets its mark, in neither process: the child has it too, and nobody
+# sees when it lets go. Before the fork others run on, for milliseconds: what they take meanwhile counts as well. (Of
+# what is registered, what is to be called before is called in reverse order.)
+os.register_at_fork(before=_leases.clear, after_in_child=_leases.clear)
+os.register_at_fork(before=partial(_forks.append, None), after_in_parent=_forks.pop, after_in_child=_forks.clear)
+
+_keys = itertools.count()
 
 
 class _Mapping(NamedTuple):
     data: memoryview
     marks: memoryview
-    leases: dict[int, weakref.ref[Any]]  # by mark: a weak reference calls nobody unless it is kept itself
-
-
-_every: weakref.WeakValueDictionary[int, Mappings] = weakref.WeakValueDictionary()
-
-
-def _forking() -> None:
-    """Have nothing that lies on a segment now set its mark: the child has it too, and nobody sees when it lets go."""
-    for reference in _every.valuerefs():
-        mappings = reference()
-        if mappings is not None:
-            mappings.keep_reserved()
-
-
-# Afterwards once more, should another thread have made a lease in between.
-os.register_at_fork(before=_forking, after_in_parent=_forking, after_in_child=_forking)
+    key: int  # among the leases
 
 
 class Mappings:
@@ -212,7 +210,7 @@ class Mappings:
 
     def __init__(self) -> None:
         self._mapped: dict[int, _Mapping] = {}
-        _every[id(self)] = self
+        self._end_leases = _leases.pop  # which is to be had to the end, whatever becomes of this module
 
     def add(self, number: int, descriptor: int) -> None:
         """Map the segment behind ``descriptor``, which is closed. Raises OSError or ValueError if it is no segment."""
@@ -224,7 +222,8 @@ class Mappings:
                 raise ValueError(f"a segment of {size} bytes and a page of marks")
             data = _mapped(descriptor, 0, size, mmap.PROT_READ).data
             marks = _mapped(descriptor, size, MOST_MARKS, _READ_AND_WRITE).data
-            self._mapped[number] = _Mapping(data, marks, {})
+            self.forget(number)  # should it name another by now
+            self._mapped[number] = _Mapping(data, marks, next(_keys))
         finally:
             os.close(descriptor)
 
@@ -233,21 +232,29 @@ class Mappings:
 
         Raises KeyError if the segment was never added, IndexError if it has no such mark.
         """
-        data, marks, leases = self._mapped[number]
+        data, marks, key = self._mapped[number]
         marks[mark]  # there is one
         # Over a memoryview, which is no array: numpy has a view of a view of an array hold that array alone, and what
         # somebody makes of this one, by np.ndarray(buffer=...) say, is to hold this one.
         array: np.ndarray[Any, Any] = numpy().frombuffer(data, "uint8")
-        # It is called with the reference, for the third argument, which is true. The one before it has been called:
-        # a mark is lent again when it is set.
-        leases[mark] = weakref.ref(array, partial(_set_mark, marks, mark))
+        # It is called with the reference, for the third argument, which is true. The one that it takes the place of
+        # has been called: a mark is lent again when it is set.
+        lease = weakref.ref(array, partial(_set_mark, marks, mark))
+        try:
+            _leases[key][mark] = lease
+        except KeyError:  # the first, or the first since a fork
+            _leases[key] = {mark: lease}
+        if _forks:  # looked at afterwards: what was kept before a fork began has been dropped by it
+            _leases.pop(key, None)
         return array.data
-
-    def keep_reserved(self) -> None:
-        """Have the marks of what lies on the segments now never be set."""
-        for mapping in list(self._mapped.values()):
-            mapping.leases.clear()
 
     def forget(self, number: int) -> None:
         """Keep a segment that is not written any more no longer; what still lies on it stays readable."""
-        self._mapped.pop(number, None)
+        mapping = self._mapped.pop(number, None)
+        if mapping is not None:
+            self._end_leases(mapping.key, None)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_end_leases"):
+            for mapping in self._mapped.values():
+                self._end_leases(mapping.key, None)

@@ -250,6 +250,9 @@ def test_a_frame_in_one_piece_cannot_name_a_segment() -> None:
         header(region=2**64 - 1),
         header(payload=1, region=0),
         header(buffers=1, region=7),
+        header(buffers=1, segment=1, region=8),  # no last byte
+        header(buffers=1, segment=1, payload=5, region=13),
+        header(buffers=1, segment=1, payload=5, region=15),  # and more than that
         header(buffers=1, payload=2**64 - 8, region=8),  # the sum would wrap to 0
         header(payload=2**64 - 1, region=2**64 - 1),
     ],

@@ -13,9 +13,10 @@ import pytest
 from conftest import eventually
 from interruptions import interrupted_at
 
-from cgexec import GraphClosedError, GraphConfig, GraphExecutor, JobStatus, JobSucceeded, chain
+from cgexec import GraphClosedError, GraphConfig, GraphExecutor, JobStatus, JobSucceeded, chain, supervisor
+from cgexec.engine.in_process import InProcessEngine
 from cgexec.engine.local_actor import world
-from cgexec.testing import LocalActor
+from cgexec.testing import LocalActor, kill
 
 CONFIG = GraphConfig(engine="in_process", get_timeout_s=5, submit_timeout_s=5, teardown_timeout_s=1)
 
@@ -83,6 +84,31 @@ def check(call: Callable[[GraphExecutor, Any], object], place: int, seen: list[s
 
 
 @pytest.mark.clause("C6")
+def test_no_host_is_waited_for_long_to_account_for_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    why_broken, collect = InProcessEngine.why_broken, InProcessEngine.collect
+
+    def noted(engine: InProcessEngine, seen: Exception, timeout_s: float) -> Any:
+        waits.append(timeout_s)
+        return why_broken(engine, seen, timeout_s)
+
+    def interrupted(*_args: Any) -> None:
+        monkeypatch.setattr(InProcessEngine, "collect", collect)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InProcessEngine, "why_broken", noted)
+    actors = [LocalActor(Passing) for _ in range(2)]
+    with GraphExecutor(actors, chain("work"), config=CONFIG) as graph:
+        monkeypatch.setattr(InProcessEngine, "collect", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            graph.execute(1)
+        assert graph.execute(2).result == 2
+        kill(actors[0])
+        assert eventually(lambda: graph.generation == 2)
+        assert graph.execute(3).result == 3
+    assert waits == [supervisor._COINCIDENCE_TIMEOUT_S, supervisor._CULPRIT_TIMEOUT_S]
+
+
 def test_an_interruption_while_a_graph_is_opened_leaves_the_actors_free() -> None:
     place, seen = 0, [""]
     while seen:

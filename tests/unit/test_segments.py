@@ -306,8 +306,10 @@ def test_no_answer_is_kept_but_one_for_each_mark() -> None:
         for view in [reader.view() for _ in range(3)]:
             del view
         assert reader.segment.is_free()
-    (leases,) = [mapping.leases for mapping in reader.mappings._mapped.values()]
-    assert len(leases) == 3
+    (key,) = [mapping.key for mapping in reader.mappings._mapped.values()]
+    assert len(segments._leases[key]) == 3
+    reader.mappings.add(1, os.dup(reader.segment.descriptor))
+    assert key not in segments._leases
 
 
 def test_ctrl_c_as_the_last_array_goes_comes_behind_its_release() -> None:
@@ -334,7 +336,10 @@ def test_a_kept_array_outlives_everybody() -> None:
     reader = Reader(segment)
     kept = np.frombuffer(reader.view(), "i8")
     gone = weakref.ref(segment), weakref.ref(reader.mappings)
+    (key,) = [mapping.key for mapping in reader.mappings._mapped.values()]
+    assert key in segments._leases
     del segment, reader
+    assert key not in segments._leases
     assert [each() for each in gone] == [None, None]
     np.testing.assert_array_equal(kept, array)
     del kept  # an error in here would be a warning, and warnings are errors
@@ -409,6 +414,65 @@ def test_what_is_held_at_a_fork_is_never_released() -> None:
     np.frombuffer(reader.view(), "i8")  # held by nobody, and not at the fork
     assert reader.released == [1]
     assert not reader.segment.is_free()
+
+
+AMID_A_FORK = """
+import os, sys, threading
+import numpy as np
+
+def before():
+    if is_armed:
+        begun.set()
+        assert taken.wait(30)
+
+def after():
+    if is_armed:
+        forked.set()
+        assert dropped.wait(30)
+
+is_armed = False
+begun, taken, forked, dropped = [threading.Event() for _ in range(4)]
+os.register_at_fork(before=before, after_in_parent=after)  # around those of what is imported later
+
+from cgexec.engine.segments import Mappings, Segment
+
+segment = Segment(1, 1 << 20)
+mappings = Mappings()
+mappings.add(1, os.dup(segment.descriptor))
+segment.write([memoryview(bytes([7]) * 1000)])
+
+def read():
+    assert begun.wait(30)
+    HOLD(np.frombuffer(mappings.view(1, segment.lend()), "u1"))
+    taken.set()
+    assert forked.wait(30)
+    DROP
+    dropped.set()
+
+held, of_thread = [], threading.local()
+reading = threading.Thread(target=read)
+reading.start()
+is_armed = True
+child = os.fork()
+if child == 0:
+    os._exit(0)
+reading.join()
+os.waitpid(child, 0)
+print(segment.is_free())
+mappings.view(1, segment.lend())
+print([segment._marks[mark] for mark in range(2)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("hold", "drop"),
+    [("held.append", "held.clear()"), ("(lambda array: setattr(of_thread, 'kept', array))", "pass")],
+    ids=["the parent lets go", "the child's copy goes with the thread's state"],
+)
+def test_what_another_thread_takes_amid_a_fork_is_never_released(hold: str, drop: str) -> None:
+    script = AMID_A_FORK.replace("HOLD", hold).replace("DROP", drop)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout.split("\n")[:2]) == (0, "", ["False", "[0, 1]"])
 
 
 def test_an_array_that_lives_until_the_interpreter_exits_makes_no_noise() -> None:

@@ -12,7 +12,7 @@ import pytest
 from leaks import nothing_left, num_descriptors
 from wires import GENERATION, MEGABYTE, Ends, ends_of, flush_all, in_a_thread, joined, next_frame, tcp_pair
 
-from cgexec.engine.frames import Encoded, Frame, Kind, join, pack
+from cgexec.engine.frames import HEADER, Encoded, Frame, Kind, join, pack
 from cgexec.engine.payload import decode, encode
 from cgexec.engine.segments import MOST_SEGMENTS, Segment, SegmentPool
 from cgexec.engine.stream import WireClosedError
@@ -196,6 +196,21 @@ def test_a_frame_whose_last_byte_never_comes_is_none(unix: Ends) -> None:
     unix.writer.shut()
     for _ in range(2):
         with pytest.raises(WireClosedError):
+            unix.reader.receive()
+
+
+@pytest.mark.parametrize(("num_buffers", "payload_bytes"), [(1, 0), (3, 0), (1, 5)])
+@pytest.mark.parametrize("spare", [0, 2])
+def test_a_frame_whose_region_is_not_its_lengths_and_payload_and_one_byte_is_none(
+    unix: Ends, num_buffers: int, payload_bytes: int, spare: int
+) -> None:
+    share(unix, SegmentPool(MEGABYTE), np.arange(9000))
+    unix.receive()
+    filled = 8 * num_buffers + payload_bytes
+    header = HEADER.pack(Kind.ARRAY, 0, 0, GENERATION, num_buffers, 1, 0, payload_bytes, filled + spare)
+    unix.writer.send([header + bytes(filled + spare - 1)])
+    for _ in range(2):
+        with pytest.raises(WireClosedError, match="no frame"):
             unix.reader.receive()
 
 

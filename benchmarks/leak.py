@@ -71,7 +71,9 @@ def ours(actors: list[Any], **config: Any) -> Iterator[Callable[[], object]]:
 
         def rebuild() -> None:
             graph.rebuild()
-            graph.execute(MESSAGE)
+            status = graph.execute(MESSAGE)
+            if status.info.state != "succeeded":
+                raise RuntimeError(f"the rebuilt graph does not answer: {status}")
 
         yield rebuild
 

@@ -215,8 +215,7 @@ class Supervisor:
         if engine.session_over:
             self._end_with_ray(core, engine)
             return
-        timeout_s = _COINCIDENCE_TIMEOUT_S if engine.condemned else _CULPRIT_TIMEOUT_S
-        self._break_off(core, engine, engine.why_broken(seen, timeout_s))
+        self._break_off(core, engine, _why_broken(engine, seen))
 
     def _break_off(
         self, core: GraphCore, engine: Engine, why: Break, given_up: Mapping[int, Exception] = MappingProxyType({})
@@ -300,7 +299,7 @@ class Supervisor:
             self._end_with_ray(core, engine)
             return
         if engine.broken:
-            why = engine.why_broken(_a_host_left(), _CULPRIT_TIMEOUT_S)
+            why = _why_broken(engine, _cut_short() if engine.condemned else _a_host_left())
             core.happened(GraphEvent.SYSTEM_ERROR, f"before the rebuild: {_named(why.error)}")
         self._watch.rest(engine)
         if core.break_off(engine, why):
@@ -372,6 +371,16 @@ class Supervisor:
         core.fail(reason, lost)
         if core.state is GraphState.FAILED:
             _logger.error("graph %r has failed for good: %s", core.name, reason)
+
+
+def _why_broken(engine: Engine, seen: Exception) -> Break:
+    """Return what accounts for a break. For one of this process's own making no host is waited for long."""
+    return engine.why_broken(seen, _COINCIDENCE_TIMEOUT_S if engine.condemned else _CULPRIT_TIMEOUT_S)
+
+
+def _cut_short() -> RayChannelError:
+    """Return what is known when a generation was condemned, and who did it has not said more yet."""
+    return RayChannelError("something interrupted a read or a write")
 
 
 def _a_host_left() -> RayChannelError:

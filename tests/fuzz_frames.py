@@ -46,7 +46,7 @@ def frames_of(data: bytes, most: int) -> bytes:
             num_buffers,
             provider.PickValueInList([0, 0, 0, 1, 2]),
             provider.ConsumeInt(8) & (1 << 64) - 1,
-            max(0, len(region) - provider.PickValueInList([0, 1, 8 * num_buffers, 8 * num_buffers + 1, 100])),
+            max(0, len(region) - provider.PickValueInList([-1, 0, 1, 8 * num_buffers, 8 * num_buffers + 1, 100])),
             len(region) + provider.PickValueInList([0] * 14 + [1, 1 << 20]),
         )
         frames += region

@@ -45,7 +45,8 @@ def _roots(mounted: Path, controllers: str) -> tuple[Path, ...]:
 def _least_of(root: Path, group: str) -> float:
     """Return the quota of ``group`` and of those that it is in.
 
-    In a container some of them cannot be seen: what is its own is then at the root, whatever the group is called.
+    In a container some of them cannot be seen: what is its own is then at the root, whatever the group is called. (Of
+    groups inside of it, named as they are from outside, none is found.)
     """
     within = Path(group.lstrip("/"))
     above = () if ".." in within.parts else (within, *within.parents)

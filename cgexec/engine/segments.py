@@ -13,8 +13,9 @@ of the reader's own. Nothing has a name in the file system: the kernel frees a s
 becomes of the processes.
 
 Behind the data there is a page of marks, a byte for each reader of a frame, which the reader sets and the writer looks
-at: to tell and to hear of it takes no call of the system. Between what is read, or written, and the mark there are
-thousands of instructions, more than any processor has in hand at a time, so that neither needs a fence.
+at: to tell and to hear of it takes no call of the system. (Nor a fence, on a processor that stores in order and behind
+its loads, as x86 does. Elsewhere what was read last and the mark lie as far apart as it takes to let go of an array,
+which is more than is in hand at a time.)
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def _rounded(num_bytes: int) -> int:
     return (aligned(num_bytes) + step - 1) // step * step
 
 
-# Everything here that must not be left half done is one call in C: no signal handler can run, and raise, within it.
+# What releases, and what forks have to do with that, is in C: no signal handler can run, and raise, within it.
 _set_mark = struct.Struct("?").pack_into
 
 # By mapping and mark. Kept here, since a weak reference calls nobody unless it is kept, and nowhere else.
@@ -192,9 +193,13 @@ _forks: list[None] = []  # those under way, of whichever thread
 
 # Nothing that is there as this process forks ever sets its mark, in neither process: the child has it too, and nobody
 # sees when it lets go. Before the fork others run on, for milliseconds: what they take meanwhile counts as well. (Of
-# what is registered, what is to be called before is called in reverse order.)
+# what is registered, what is to be called before is called in reverse order. A fork may have begun before this was.)
 os.register_at_fork(before=_leases.clear, after_in_child=_leases.clear)
-os.register_at_fork(before=partial(_forks.append, None), after_in_parent=_forks.pop, after_in_child=_forks.clear)
+os.register_at_fork(
+    before=partial(_forks.append, None),
+    after_in_parent=partial(_forks.__delitem__, slice(-1, None)),
+    after_in_child=_forks.clear,
+)
 
 _keys = itertools.count()
 
@@ -234,25 +239,28 @@ class Mappings:
         """
         data, marks, key = self._mapped[number]
         marks[mark]  # there is one
+        if key not in _leases:  # this is the first, or the first since a fork
+            _leases[key] = {}
         # Over a memoryview, which is no array: numpy has a view of a view of an array hold that array alone, and what
         # somebody makes of this one, by np.ndarray(buffer=...) say, is to hold this one.
         array: np.ndarray[Any, Any] = numpy().frombuffer(data, "uint8")
         # It is called with the reference, for the third argument, which is true. The one that it takes the place of
         # has been called: a mark is lent again when it is set.
         lease = weakref.ref(array, partial(_set_mark, marks, mark))
-        try:
+        try:  # what leases there are is held by nothing else, a frame of this least of all: the child would keep that
             _leases[key][mark] = lease
-        except KeyError:  # the first, or the first since a fork
-            _leases[key] = {mark: lease}
+        except KeyError:  # there was a fork since the array was made, by a signal handler say
+            return array.data
         if _forks:  # looked at afterwards: what was kept before a fork began has been dropped by it
             _leases.pop(key, None)
         return array.data
 
     def forget(self, number: int) -> None:
         """Keep a segment that is not written any more no longer; what still lies on it stays readable."""
-        mapping = self._mapped.pop(number, None)
-        if mapping is not None:
+        mapping = self._mapped.get(number)
+        if mapping is not None:  # in this order: what Ctrl-C leaves undone, the end does
             self._end_leases(mapping.key, None)
+            self._mapped.pop(number, None)
 
     def __del__(self) -> None:
         if hasattr(self, "_end_leases"):

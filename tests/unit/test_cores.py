@@ -111,5 +111,6 @@ def group() -> Iterator[Path]:
             made.rmdir()
 
 
+@pytest.mark.skipif(cores() < 2, reason="there is but one core, whatever the quota")
 def test_a_quota_that_the_kernel_keeps_is_known(group: Path) -> None:
     assert told_by("", group) == 1

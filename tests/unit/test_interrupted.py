@@ -6,6 +6,7 @@ Every step is tried, one run after the other.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from conftest import eventually
 from interruptions import interrupted_at
 
-from cgexec import GraphClosedError, GraphConfig, GraphExecutor, JobStatus, JobSucceeded, chain, supervisor
+from cgexec import GraphClosedError, GraphConfig, GraphExecutor, GraphState, JobStatus, JobSucceeded, chain, supervisor
 from cgexec.engine.in_process import InProcessEngine
 from cgexec.engine.local_actor import world
 from cgexec.testing import LocalActor, kill
@@ -83,7 +84,7 @@ def check(call: Callable[[GraphExecutor, Any], object], place: int, seen: list[s
     assert [actor._process.leased_to for actor in graph.actors] == [None, None], where
 
 
-@pytest.mark.clause("C6")
+@pytest.mark.clause("C4")
 def test_no_host_is_waited_for_long_to_account_for_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     why_broken, collect = InProcessEngine.why_broken, InProcessEngine.collect
@@ -109,6 +110,30 @@ def test_no_host_is_waited_for_long_to_account_for_an_interruption(monkeypatch: 
     assert waits == [supervisor._COINCIDENCE_TIMEOUT_S, supervisor._CULPRIT_TIMEOUT_S]
 
 
+@pytest.mark.clause("C7")
+def test_an_interruption_amid_a_rebuild_on_request_is_no_host_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    collect = InProcessEngine.collect
+
+    def interrupted(*_args: Any) -> None:
+        monkeypatch.setattr(InProcessEngine, "collect", collect)
+        requesting.start()
+        assert eventually(lambda: graph.state is GraphState.REBUILDING)
+        raise KeyboardInterrupt
+
+    with GraphExecutor([LocalActor(Passing) for _ in range(2)], chain("work"), config=CONFIG) as graph:
+        requesting = threading.Thread(target=graph.rebuild)
+        monkeypatch.setattr(InProcessEngine, "collect", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            graph.execute(1)
+        requesting.join(30)
+        assert not requesting.is_alive()
+        assert graph.execute(2).result == 2
+        said = "; ".join(map(str, graph.history))
+    assert "something interrupted a read or a write" in said
+    assert "left the graph" not in said
+
+
+@pytest.mark.clause("C6")
 def test_an_interruption_while_a_graph_is_opened_leaves_the_actors_free() -> None:
     place, seen = 0, [""]
     while seen:

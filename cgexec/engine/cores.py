@@ -25,9 +25,7 @@ def quota(groups: Path, mounted: Path) -> float:
     """Return how many cores' time the control groups named in ``groups`` leave; infinity without a limit."""
     found = [_NO_LIMIT]
     with suppress(OSError):  # no such thing on this system
-        for line in os.fsdecode(groups.read_bytes()).split(
-            "\n"
-        ):  # and by nothing else: any other byte may be in a name
+        for line in os.fsdecode(groups.read_bytes()).split("\n"):  # any other byte may be in a name
             number, _, rest = line.partition(":")
             controllers, colon, group = rest.partition(":")
             if number and colon:

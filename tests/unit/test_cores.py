@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cgexec.engine.cores import cores, quota
+from cgexec.engine.cores import _GROUPS, _MOUNTED, cores, quota
 
 NO_LIMIT = float("inf")
 
@@ -74,17 +74,19 @@ def test_a_name_in_no_encoding_is_no_harm(tmp_path: Path) -> None:
     assert quota(tmp_path / "groups", tmp_path) == 0.7
 
 
-def told_by(script: str, group: Path | None = None) -> int:
-    """Return how many cores a process is told that runs ``script`` first, and in ``group``."""
+def told_by(script: str, group: Path | None = None) -> tuple[int, float]:
+    """Return how many cores, and what quota, a process is told that runs ``script`` first, and in ``group``."""
     joining = "" if group is None else f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')\n"
-    asking = "from cgexec.engine.cores import cores\nprint(cores())"
+    asking = "from cgexec.engine.cores import _GROUPS, _MOUNTED, cores, quota\n"
+    asking += "print(cores(), quota(_GROUPS, _MOUNTED))"
     told = subprocess.run([sys.executable, "-c", joining + script + asking], check=True, capture_output=True)
-    return int(told.stdout)
+    num_cores, limit = told.stdout.split()
+    return int(num_cores), float(limit)
 
 
 def test_no_more_than_this_process_may_run_on() -> None:
     assert 1 <= cores() <= len(os.sched_getaffinity(0))
-    assert told_by("import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n") == 1
+    assert told_by("import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n")[0] == 1
 
 
 @pytest.fixture
@@ -111,6 +113,5 @@ def group() -> Iterator[Path]:
             made.rmdir()
 
 
-@pytest.mark.skipif(cores() < 2, reason="there is but one core, whatever the quota")
 def test_a_quota_that_the_kernel_keeps_is_known(group: Path) -> None:
-    assert told_by("", group) == 1
+    assert told_by("", group) == (1, min(1.5, quota(_GROUPS, _MOUNTED)))

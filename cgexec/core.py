@@ -30,10 +30,6 @@ class GraphCore(Executions):
     # -- what callers may look at --------------------------------------------------------------------------------
 
     @property
-    def state(self) -> GraphState:
-        return self._lifecycle.state
-
-    @property
     def generation(self) -> int:
         return self._lifecycle.generation
 

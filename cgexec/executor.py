@@ -249,12 +249,12 @@ class GraphExecutor:
 
     @property
     def state(self) -> GraphState:
-        """Where the graph is in its life."""
+        """Where the graph is in its life. While it is READY it takes executions, if there is a slot."""
         return self._core.state
 
     @property
     def failure(self) -> Exception | None:
-        """Why the graph is broken or has failed; None while it runs."""
+        """Why the graph is broken or has failed; None while it runs, and while that is being found out."""
         return self._core.failure
 
     @property

@@ -158,7 +158,7 @@ class Supervisor:
             self._thread.join(timeout_s)
 
     def _on_break(self, engine: Engine) -> None:
-        self.broke(engine, _a_host_left())
+        self.broke(engine, _unexplained(engine))
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class Supervisor:
         if engine is not None:
             core.drain(deadline, unless=lambda: engine.broken)
             if engine.broken:
-                self._handle_break(core, engine, _a_host_left())
+                self._handle_break(core, engine, _unexplained(engine))
         error = GraphClosedError(f"graph {core.name!r} was forgotten while this was in flight; it may have run")
         left = core.abandon(error)
         if left is not None:
@@ -280,11 +280,12 @@ class Supervisor:
             engine.tear_down(0)
 
     def _handle_request(self, core: GraphCore, done: Future[None]) -> None:
-        if core.state is GraphState.READY and core.happened(GraphEvent.REBUILD, "on request"):
+        runs = (GraphState.READY, GraphState.BROKEN)  # whose break has not been handled yet: its event is still to come
+        if core.state in runs and core.happened(GraphEvent.REBUILD, "on request"):
             engine = core.current_engine()
             if engine is not None:
                 self._end_on_request(core, engine)
-        if core.state is GraphState.READY:
+        if core.state in runs:
             done.set_result(None)
         elif core.state is GraphState.CLOSED:
             done.set_exception(GraphClosedError(f"graph {core.name!r} is closed"))
@@ -299,7 +300,7 @@ class Supervisor:
             self._end_with_ray(core, engine)
             return
         if engine.broken:
-            why = _why_broken(engine, _cut_short() if engine.condemned else _a_host_left())
+            why = _why_broken(engine, _unexplained(engine))
             core.happened(GraphEvent.SYSTEM_ERROR, f"before the rebuild: {_named(why.error)}")
         self._watch.rest(engine)
         if core.break_off(engine, why):
@@ -378,14 +379,9 @@ def _why_broken(engine: Engine, seen: Exception) -> Break:
     return engine.why_broken(seen, _COINCIDENCE_TIMEOUT_S if engine.condemned else _CULPRIT_TIMEOUT_S)
 
 
-def _cut_short() -> RayChannelError:
-    """Return what is known when a generation was condemned, and who did it has not said more yet."""
-    return RayChannelError("something interrupted a read or a write")
-
-
-def _a_host_left() -> RayChannelError:
-    """Return what is known when an engine only says that it has broken: nothing in particular."""
-    return RayChannelError("an actor left the graph")
+def _unexplained(engine: Engine) -> RayChannelError:
+    """Return what is known of an engine that has broken, when nobody has said more yet."""
+    return RayChannelError("something interrupted a read or a write" if engine.condemned else "an actor left the graph")
 
 
 def _ended_with_ray() -> GraphFailedError:

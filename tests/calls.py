@@ -216,7 +216,8 @@ class Calls(RuleBasedStateMachine):
         assert sorted(map(id, self.told)) == sorted(map(id, self.to_be_told)), "not each was told of once"
         for execution, _ in self.given.values():
             assert execution.info.attempts <= 1 + self.retries
-        if self.graph.state is GraphState.READY:
+        self.come_to_rest()
+        if self.graph.state is not GraphState.FAILED:
             self.answers_still()
         self.graph.close()
 

@@ -475,3 +475,18 @@ def test_the_waits_of_a_close_do_not_add_up() -> None:
     took_s = time.monotonic() - started
     go_on.set()
     assert took_s < 1.0 + 5  # for a machine that is busy
+
+
+@pytest.mark.clause("C4")
+@pytest.mark.parametrize("condemned", [False, True])
+def test_a_rebuild_asked_for_before_a_break_is_handled_is_one_rebuild(condemned: bool) -> None:
+    with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL) as graph:
+        engine: Any = graph._core.current_engine()
+        engine.condemned = condemned
+        engine.broken = True  # and nobody has told the supervisor
+        assert graph.state is GraphState.BROKEN
+        graph.rebuild()
+        assert (graph.state, graph.generation) == (GraphState.READY, 1)
+        said = "something interrupted a read or a write" if condemned else "an actor left the graph"
+        assert said in "; ".join(map(str, graph.history))
+        assert graph.execute(Message(1)).result.number == 1

@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, RayChannelTimeoutError, RayTaskError
 
 from cgexec import (
     GraphClosedError,
+    GraphState,
     JobError,
     JobFailed,
     JobPreempted,
@@ -122,6 +123,21 @@ def test_what_was_not_sent_at_a_break_goes_to_the_next_generation() -> None:
     assert isinstance(status, JobSucceeded)
     assert (status.info.generation, status.info.attempts) == (1, 1)
     assert graph.next.sent == [1]
+
+
+def test_a_graph_is_broken_as_soon_as_its_engine_is() -> None:
+    engine = Script()
+    graph = Graph(engine, submit_timeout_s=0)
+    graph.next = Script(collect=[value(2)])
+    engine.broken = True
+    assert graph.core.state is GraphState.BROKEN
+    status = graph.core.submit((1,), {}).status()
+    assert isinstance(status, JobError)
+    assert "is broken and was not ready" in str(status.error)
+    assert status.info.attempts == 0
+    graph.recover(engine)
+    assert graph.core.state is GraphState.READY
+    assert graph.core.submit((2,), {}).result() == [2, 2]
 
 
 def test_what_was_sent_in_part_at_a_break_is_lost_and_not_sent_again() -> None:

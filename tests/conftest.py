@@ -4,6 +4,7 @@ import os
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
 
+import faulthandler
 import itertools
 import threading
 import time
@@ -28,6 +29,16 @@ OUR_THREADS = ("cgexec-", "CompiledGraphMonitorThread")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--clause", help="run only what proves this clause of the contract: C1 to C8")
+
+
+@pytest.fixture(autouse=True)
+def is_not_dumped_while_it_goes_on(request: pytest.FixtureRequest) -> None:
+    """Have no stacks dumped of a test whose own timeout is longer: to look at running threads can crash Python.
+
+    See python/cpython#116008. pytest-timeout, which runs in one of them, prints the stacks of one that hangs.
+    """
+    if request.node.get_closest_marker("timeout") is not None:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(tryfirst=True)  # before ``-m`` is looked at

@@ -30,6 +30,15 @@ class GraphCore(Executions):
     # -- what callers may look at --------------------------------------------------------------------------------
 
     @property
+    def state(self) -> GraphState:
+        """Where the graph is in its life. It is broken as soon as its engine is, though why is found out only then."""
+        state = self._lifecycle.state
+        if state is not GraphState.READY or self._usable_engine() is not None:
+            return state
+        state = self._lifecycle.state  # once more: it may have been closed, or begun to be rebuilt, since
+        return GraphState.BROKEN if state is GraphState.READY else state
+
+    @property
     def generation(self) -> int:
         return self._lifecycle.generation
 

@@ -51,8 +51,8 @@ from cgexec.stats import GraphStats, Tally
 from cgexec.status import JobError, JobFailed, JobPreempted, JobStatus, JobSucceeded
 from cgexec.topology import HostInfo, LostHost
 
-_DOWN = (GraphState.BROKEN, GraphState.REBUILDING)
-_READY, _CLOSED = GraphState.READY, GraphState.CLOSED  # looked up on an enum, a member takes several times as long
+_READY, _BROKEN, _CLOSED = GraphState.READY, GraphState.BROKEN, GraphState.CLOSED  # on an enum, a lookup is slow
+_DOWN = (_BROKEN, GraphState.REBUILDING)
 
 
 class Executions:
@@ -164,18 +164,12 @@ class Executions:
 
     def _refuse_late_locked(self, execution: Execution) -> None:
         """Settle an execution whose submit timeout has run out."""
-        timeout_s = self.settings.submit_timeout_s.value
-        error: Exception = not_ready(self.name, self.state.value, timeout_s)
+        timeout_s, state = self.settings.submit_timeout_s.value, self._lifecycle.state
+        error: Exception = not_ready(self.name, (_BROKEN if state is _READY else state).value, timeout_s)
         if self._usable_engine() is not None:
             error = no_room(self.name, len(self._reader.in_flight), len(self._sender.line) - 1, timeout_s)
         self._refuse_locked(execution, error)
         self.gave_up()
-
-    @property
-    def state(self) -> GraphState:
-        """Where the graph is in its life. It is broken as soon as its engine is, though why is found out only then."""
-        state = self._lifecycle.state
-        return GraphState.BROKEN if state is _READY and self._usable_engine() is None else state
 
     def _check_open_locked(self) -> None:
         if self._lifecycle.state is _CLOSED:

@@ -312,6 +312,8 @@ class GraphExecutor:
     def rebuild(self) -> None:
         """Rebuild now, on the live actors: settles what is in flight, as far as the teardown timeout allows.
 
+        One rebuild is enough for all who ask before its actors are bound, and so is one after a system error.
+
         Raises:
             GraphFailedError: the policy gave up, now or before.
             GraphClosedError: the graph is closed.

@@ -35,14 +35,14 @@ OnBreak = Callable[[Engine, Exception], None]
 
 def condemn(engine: Engine, error: BaseException, what: str, on_break: OnBreak) -> None:
     """Give up a generation whose channels may have lost their place; an interruption is raised again."""
-    engine.broken = engine.condemned = True
-    reason: Exception = RayChannelError(f"something interrupted {what}")
+    reason: Exception | None = None
     interrupted = True
     try:
+        engine.broken = engine.condemned = True
         interrupted = not isinstance(error, Exception) or is_interruption(error)
         reason = RayChannelError(f"{class_name(error)} interrupted {what}") if interrupted else cast("Exception", error)
-    finally:
-        say_broken(engine, reason, on_break)
+    finally:  # Ctrl-C may have come between any two lines, on top of the error
+        say_broken(engine, reason or RayChannelError(f"something interrupted {what}"), on_break)
     if interrupted:
         raise error
 

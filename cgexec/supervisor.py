@@ -62,6 +62,7 @@ class _GivenUp:
 @dataclass(frozen=True)
 class _Requested:
     done: Future[None]
+    num_started: int  # rebuilds that were being built, or had been, when this was asked for: any later one will do
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,12 @@ class Supervisor:
             raise
 
     def request_rebuild(self) -> Future[None]:
-        """Ask for a rebuild; the future tells when it is done, and raises if the graph failed or was closed."""
+        """Ask for a rebuild; the future tells when it is done, and raises if the graph failed or was closed.
+
+        A rebuild for any other reason will do, if it binds the actors after this was asked for.
+        """
         done: Future[None] = Future()
-        self._events.put(_Requested(done))
+        self._events.put(_Requested(done, self._rebuilds_started))
         if self._ended.is_set():  # else the thread will see it
             self._answer_what_is_left()
         return done
@@ -182,8 +186,8 @@ class Supervisor:
                     self._handle_break(core, engine, seen)
                 case _GivenUp(engine, why) if core.current_engine() is engine and not engine.session_over:
                     self._break_off(core, engine, why, given_up=dict(why.errors))
-                case _Requested(done):
-                    self._handle_request(core, done)
+                case _Requested(done, num_started):
+                    self._handle_request(core, done, num_started)
                 case _NeverCollected(status):
                     self._report(core, status)
                 case _Forgotten():
@@ -206,7 +210,7 @@ class Supervisor:
             except queue.Empty:
                 return
             match event:
-                case _Requested(done):
+                case _Requested(done, _):
                     done.set_exception(GraphClosedError(f"graph {self._name!r} is closed"))
                 case _NeverCollected(status) if self._core is not None:
                     self._report(self._core, status)
@@ -279,9 +283,10 @@ class Supervisor:
             core.fail(reason, ())
             engine.tear_down(0)
 
-    def _handle_request(self, core: GraphCore, done: Future[None]) -> None:
-        runs = (GraphState.READY, GraphState.BROKEN)  # whose break has not been handled yet: its event is still to come
-        if core.state in runs and core.happened(GraphEvent.REBUILD, "on request"):
+    def _handle_request(self, core: GraphCore, done: Future[None], num_started: int) -> None:
+        runs = (GraphState.READY, GraphState.BROKEN)  # the latter by a break that has not been handled yet
+        is_to_do = self._rebuilds_started == num_started and core.state in runs
+        if is_to_do and core.happened(GraphEvent.REBUILD, "on request"):
             engine = core.current_engine()
             if engine is not None:
                 self._end_on_request(core, engine)
@@ -381,7 +386,8 @@ def _why_broken(engine: Engine, seen: Exception) -> Break:
 
 def _unexplained(engine: Engine) -> RayChannelError:
     """Return what is known of an engine that has broken, when nobody has said more yet."""
-    return RayChannelError("something interrupted a read or a write" if engine.condemned else "an actor left the graph")
+    what = "a read or a write went wrong in this process" if engine.condemned else "an actor left the graph"
+    return RayChannelError(what)
 
 
 def _ended_with_ray() -> GraphFailedError:

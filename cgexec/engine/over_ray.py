@@ -90,9 +90,11 @@ class EngineOverRay(ABC):
 
     def leave_with_ray(self) -> None:
         """Leave at once. Without this the graph would look broken, and its rebuild would run into the shutdown."""
-        self.hurry(_SHUTDOWN_TEARDOWN_S)
-        self.tear_down(_SHUTDOWN_TEARDOWN_S)
-        self._say_broken()
+        try:
+            self.hurry(_SHUTDOWN_TEARDOWN_S)
+            self.tear_down(_SHUTDOWN_TEARDOWN_S)
+        finally:
+            self._say_broken()
 
     def pulses(self, timeout_s: float) -> dict[int, Pulse | None]:
         """Ask over the control connections; a host that has none cannot be asked."""

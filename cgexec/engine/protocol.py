@@ -168,8 +168,8 @@ class Engine(Protocol):
         spec: the outside of the graph.
         capacity: how many executions may be sent and not yet fully collected.
         broken: whether the generation has ended, as far as is known; what has arrived can still be collected.
-        condemned: whether what arrives cannot be trusted any more, since a read or a write was cut short; set by the
-            caller, too.
+        condemned: whether what arrives cannot be trusted any more, since a read or a write went wrong; the caller sets
+            it, too.
         incarnations: for each host, what tells its process from the one that Ray may start in its place.
         node_ids: for each host, the node it is on.
         at_once: what may be done without a thread; None where nothing may.

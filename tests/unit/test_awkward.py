@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from cgexec import (
     chain,
     fan_out,
 )
+from cgexec.engine.in_process import InProcessEngine
 from cgexec.testing import (
     Fault,
     FaultPlan,
@@ -477,16 +479,109 @@ def test_the_waits_of_a_close_do_not_add_up() -> None:
     assert took_s < 1.0 + 5  # for a machine that is busy
 
 
+# -- between the break of an engine and its handling -------------------------------------------------------------------
+
+SAID = {False: "an actor left the graph", True: "a read or a write went wrong in this process"}
+
+
 @pytest.mark.clause("C4")
 @pytest.mark.parametrize("condemned", [False, True])
-def test_a_rebuild_asked_for_before_a_break_is_handled_is_one_rebuild(condemned: bool) -> None:
+def test_a_rebuild_asked_for_before_a_break_is_told_is_one_rebuild(condemned: bool) -> None:
     with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL) as graph:
         engine: Any = graph._core.current_engine()
-        engine.condemned = condemned
-        engine.broken = True  # and nobody has told the supervisor
+        engine.broken, engine.condemned = True, condemned
         assert graph.state is GraphState.BROKEN
         graph.rebuild()
         assert (graph.state, graph.generation) == (GraphState.READY, 1)
-        said = "something interrupted a read or a write" if condemned else "an actor left the graph"
-        assert said in "; ".join(map(str, graph.history))
+        assert SAID[condemned] in "; ".join(map(str, graph.history))
+        graph._supervisor._on_break(engine)
+        graph._supervisor.request_rebuild().result(30)  # handled after it
+        assert graph.generation == 2
         assert graph.execute(Message(1)).result.number == 1
+
+
+@pytest.mark.clause("C4")
+@pytest.mark.parametrize("condemned", [False, True])
+def test_a_break_that_nobody_explains_says_whose_it_was(condemned: bool) -> None:
+    with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL) as graph:
+        engine: Any = graph._core.current_engine()
+        engine.broken, engine.condemned = True, condemned
+        graph._supervisor._on_break(engine)
+        assert eventually(lambda: graph.generation == 1)
+        assert SAID[condemned] in "; ".join(map(str, graph.history))
+        assert graph.execute(Message(1)).result.number == 1
+
+
+@pytest.mark.clause("C4")
+def test_a_rebuild_asked_for_while_a_break_is_explained_costs_no_rebuild_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = threading.Event()
+    why_broken = InProcessEngine.why_broken
+
+    def slowly(*args: Any) -> Any:
+        assert asked.wait(30)
+        return why_broken(*args)
+
+    monkeypatch.setattr(InProcessEngine, "why_broken", slowly)
+    actors = [LocalActor(Recorder, label) for label in range(2)]
+    with GraphExecutor(actors, chain("work"), config=LOCAL, policy=RebuildPolicy(max_rebuilds=1)) as graph:
+        kill(actors[0])
+        assert graph.state is GraphState.BROKEN
+        done = graph._supervisor.request_rebuild()
+        asked.set()
+        done.result(30)
+        assert (graph.state, graph.generation) == (GraphState.READY, 1)
+        assert graph.execute(Message(1)).result.number == 1
+
+
+@pytest.mark.clause("C4")
+def test_who_asks_before_the_actors_are_bound_shares_a_rebuild_and_who_asks_later_has_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later: list[Future[None]] = []
+
+    def ask_again(generation: int, _infos: Any, _actors: Any) -> None:
+        if generation == 1:
+            later.append(graph._supervisor.request_rebuild())
+
+    policy = RebuildPolicy(on_rebuild=ask_again)
+    with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL, policy=policy) as graph:
+        asked = threading.Event()
+        monkeypatch.setattr(graph._core, "drain", lambda *_args, **_kwargs: asked.wait(30))
+        first, second = graph._supervisor.request_rebuild(), graph._supervisor.request_rebuild()
+        asked.set()
+        first.result(30)
+        second.result(30)
+        later[0].result(30)
+        assert graph.generation == 2
+        assert graph.execute(Message(1)).result.number == 1
+
+
+@pytest.mark.clause("C4")
+def test_a_rebuild_whose_generation_has_broken_already_was_done_nevertheless(monkeypatch: pytest.MonkeyPatch) -> None:
+    actors = [LocalActor(Recorder, label) for label in range(2)]
+    with GraphExecutor(actors, chain("work"), config=LOCAL) as graph:
+        opened = graph._core.open
+
+        def breaking(engine: Any, members: Any) -> bool:
+            if graph.generation == 0:
+                kill(actors[0])
+            return opened(engine, members)
+
+        monkeypatch.setattr(graph._core, "open", breaking)
+        graph.rebuild()
+        assert eventually(lambda: graph.generation == 2)
+        assert [lost.info.host_id for lost in graph.lost_hosts] == [0]
+        assert graph.execute(Message(1)).result.number == 1
+
+
+@pytest.mark.clause("C7")
+def test_a_graph_that_is_closed_as_it_is_looked_at_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL) as graph:
+
+        def closed_meanwhile() -> None:
+            graph.close()
+
+        monkeypatch.setattr(graph._core, "_usable_engine", closed_meanwhile)
+        assert graph.state is GraphState.CLOSED

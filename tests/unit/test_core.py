@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cores import CLOSED, Graph, Script, value
-from ray.exceptions import ActorDiedError, RayChannelTimeoutError, RayTaskError
+from ray.exceptions import ActorDiedError, RayChannelError, RayChannelTimeoutError, RayTaskError
 
 from cgexec import (
     GraphClosedError,
@@ -17,6 +17,7 @@ from cgexec import (
     JobFailed,
     JobPreempted,
     JobSucceeded,
+    reading,
 )
 from cgexec.engine.protocol import Break, EngineBrokenError, OutputError, OutputValue, SendTimeoutError
 
@@ -106,6 +107,23 @@ def test_ctrl_c_while_sending_is_raised_and_the_execution_settles() -> None:
     assert "KeyboardInterrupt" in str(graph.breaks[0])
     assert graph.core.submit((2,), {}).result() == [2, 2]
     assert graph.next.sent == [2]
+
+
+def test_a_second_ctrl_c_keeps_nobody_from_being_told_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, told, texts = Script(), [], []
+
+    class InterruptingError(RayChannelError):
+        def __init__(self, text: str) -> None:
+            texts.append(text)
+            if len(texts) == 1:
+                raise KeyboardInterrupt
+            super().__init__(text)
+
+    monkeypatch.setattr(reading, "RayChannelError", InterruptingError)
+    with pytest.raises(KeyboardInterrupt):
+        reading.condemn(engine, KeyboardInterrupt(), "a read", lambda _, reason: told.append(reason))
+    assert (engine.broken, engine.condemned) == (True, True)
+    assert [str(reason) for reason in told] == ["System error: something interrupted a read"]
 
 
 def test_a_defect_of_the_engine_is_a_status_and_costs_a_generation() -> None:

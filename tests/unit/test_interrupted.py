@@ -129,7 +129,7 @@ def test_an_interruption_amid_a_rebuild_on_request_is_no_host_that_left(monkeypa
         assert not requesting.is_alive()
         assert graph.execute(2).result == 2
         said = "; ".join(map(str, graph.history))
-    assert "something interrupted a read or a write" in said
+    assert "a read or a write went wrong in this process" in said
     assert "left the graph" not in said
 
 

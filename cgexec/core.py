@@ -32,11 +32,12 @@ class GraphCore(Executions):
     @property
     def state(self) -> GraphState:
         """Where the graph is in its life. It is broken as soon as its engine is, though why is found out only then."""
+        engine = self._reader.engine
+        broken = engine is not None and engine.broken
         state = self._lifecycle.state
-        if state is not GraphState.READY or self._usable_engine() is not None:
-            return state
-        state = self._lifecycle.state  # once more: it may have been closed, or begun to be rebuilt, since
-        return GraphState.BROKEN if state is GraphState.READY else state
+        # Without the lock anything may happen between two looks: a graph that is closed or rebuilt breaks its engine.
+        is_current = engine is self._reader.engine
+        return GraphState.BROKEN if state is GraphState.READY and broken and is_current else state
 
     @property
     def generation(self) -> int:
@@ -116,7 +117,7 @@ class GraphCore(Executions):
         """Give the graph up for good."""
         with self._changed:
             self._lost_hosts += lost
-            if self._lifecycle.state is not GraphState.CLOSED:
+            if self._lifecycle.state not in (GraphState.CLOSED, GraphState.FAILED):
                 self._failure = reason
                 gone = {host.info.host_id for host in self._lost_hosts}
                 self._members = tuple(member for member in self._members if member.info.host_id not in gone)

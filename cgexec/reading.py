@@ -38,11 +38,17 @@ def condemn(engine: Engine, error: BaseException, what: str, on_break: OnBreak) 
     reason: Exception | None = None
     interrupted = True
     try:
-        engine.broken = engine.condemned = True
+        engine.condemned = engine.broken = True  # in this order: whoever sees it broken knows by whom
         interrupted = not isinstance(error, Exception) or is_interruption(error)
         reason = RayChannelError(f"{class_name(error)} interrupted {what}") if interrupted else cast("Exception", error)
-    finally:  # Ctrl-C may have come between any two lines, on top of the error
-        say_broken(engine, reason or RayChannelError(f"something interrupted {what}"), on_break)
+    finally:  # Ctrl-C may have come on top of the error, and may come as this is told, before the first line of that
+        if reason is None:
+            reason = RayChannelError(f"something interrupted {what}")
+        try:
+            on_break(engine, reason)
+        except BaseException:
+            on_break(engine, reason)
+            raise
     if interrupted:
         raise error
 

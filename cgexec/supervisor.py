@@ -341,9 +341,9 @@ class Supervisor:
                 self._fail(core, _because(plan.reason, why.error), lost)
                 return
             core.note_lost(lost)
-            self._rebuilds_started += 1
             try:
                 members = self._membership.choose(members, plan.keep, plan.replace)
+                self._rebuilds_started += 1
                 engine = self._backend.build(core.generation + 1, members, self._on_break)
                 self._membership.announce(engine, core.generation + 1, members, self._teardown_timeout_s)
             except Exception as error:  # a builder or a hook may raise anything; it is the reason

@@ -320,7 +320,7 @@ class CompiledEngine(EngineOverRay):
 
     def _misplaced(self, arrived: Arrived, port: OutputPort) -> EngineBrokenError:
         """Give up a generation that answers with what belongs to another execution than the one that is due."""
-        self.broken = self.condemned = True
+        self.condemned = self.broken = True
         what = f"execution {self._num_collected} of this generation met what belongs to {arrived.execution}"
         return EngineBrokenError(RayChannelError(f"{what}, from {port.method}() of host {port.host_id}"))
 

@@ -33,6 +33,7 @@ from cgexec import (
     fan_out,
 )
 from cgexec.engine.in_process import InProcessEngine
+from cgexec.lifecycle import GraphEvent
 from cgexec.testing import (
     Fault,
     FaultPlan,
@@ -484,6 +485,11 @@ def test_the_waits_of_a_close_do_not_add_up() -> None:
 SAID = {False: "an actor left the graph", True: "a read or a write went wrong in this process"}
 
 
+def rebuilds_of(graph: GraphExecutor) -> list[str]:
+    """Return what each rebuild was for."""
+    return [entry.detail for entry in graph.history if entry.event is GraphEvent.REBUILD]
+
+
 @pytest.mark.clause("C4")
 @pytest.mark.parametrize("condemned", [False, True])
 def test_a_rebuild_asked_for_before_a_break_is_told_is_one_rebuild(condemned: bool) -> None:
@@ -496,7 +502,7 @@ def test_a_rebuild_asked_for_before_a_break_is_told_is_one_rebuild(condemned: bo
         assert SAID[condemned] in "; ".join(map(str, graph.history))
         graph._supervisor._on_break(engine)
         graph._supervisor.request_rebuild().result(30)  # handled after it
-        assert graph.generation == 2
+        assert rebuilds_of(graph) == ["on request", "on request"]
         assert graph.execute(Message(1)).result.number == 1
 
 
@@ -536,9 +542,25 @@ def test_a_rebuild_asked_for_while_a_break_is_explained_costs_no_rebuild_of_its_
 
 
 @pytest.mark.clause("C4")
-def test_who_asks_before_the_actors_are_bound_shares_a_rebuild_and_who_asks_later_has_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_who_asks_before_the_actors_are_bound_shares_a_rebuild() -> None:
+    shared: list[Future[None]] = []
+
+    def replace_it(_info: Any) -> Any:
+        shared.append(graph._supervisor.request_rebuild())
+        return LocalActor(Recorder, 2)
+
+    actors = [LocalActor(Recorder, label) for label in range(2)]
+    policy = RebuildPolicy(replace=replace_it, max_rebuilds=1)
+    with GraphExecutor(actors, chain("work"), config=LOCAL, policy=policy) as graph:
+        kill(actors[0])
+        assert eventually(lambda: shared)
+        shared[0].result(30)
+        assert rebuilds_of(graph) == ["after a system error"]
+        assert graph.execute(Message(1)).result.number == 1
+
+
+@pytest.mark.clause("C4")
+def test_who_asks_when_the_actors_have_been_bound_has_another_rebuild() -> None:
     later: list[Future[None]] = []
 
     def ask_again(generation: int, _infos: Any, _actors: Any) -> None:
@@ -547,14 +569,9 @@ def test_who_asks_before_the_actors_are_bound_shares_a_rebuild_and_who_asks_late
 
     policy = RebuildPolicy(on_rebuild=ask_again)
     with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL, policy=policy) as graph:
-        asked = threading.Event()
-        monkeypatch.setattr(graph._core, "drain", lambda *_args, **_kwargs: asked.wait(30))
-        first, second = graph._supervisor.request_rebuild(), graph._supervisor.request_rebuild()
-        asked.set()
-        first.result(30)
-        second.result(30)
+        graph.rebuild()
         later[0].result(30)
-        assert graph.generation == 2
+        assert rebuilds_of(graph) == ["on request", "on request"]
         assert graph.execute(Message(1)).result.number == 1
 
 
@@ -577,11 +594,14 @@ def test_a_rebuild_whose_generation_has_broken_already_was_done_nevertheless(mon
 
 
 @pytest.mark.clause("C7")
-def test_a_graph_that_is_closed_as_it_is_looked_at_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rebuild_asked_for_as_ray_goes_is_answered_whatever_its_teardown_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with GraphExecutor([LocalActor(Recorder, 0)], chain("work"), config=LOCAL) as graph:
-
-        def closed_meanwhile() -> None:
-            graph.close()
-
-        monkeypatch.setattr(graph._core, "_usable_engine", closed_meanwhile)
-        assert graph.state is GraphState.CLOSED
+        engine: Any = graph._core.current_engine()
+        engine.session_over = True
+        monkeypatch.setattr(engine, "tear_down", lambda _: 1 / 0)
+        for why in ("ZeroDivisionError", "Ray was shut down"):
+            with pytest.raises(GraphFailedError, match=why):
+                graph._supervisor.request_rebuild().result(30)
+        assert graph.state is GraphState.FAILED

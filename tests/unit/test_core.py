@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 import pytest
-from cores import CLOSED, Graph, Script, value
+from cores import CLOSED, MEMBERS, Graph, Script, value
 from ray.exceptions import ActorDiedError, RayChannelError, RayChannelTimeoutError, RayTaskError
 
 from cgexec import (
@@ -20,6 +20,7 @@ from cgexec import (
     reading,
 )
 from cgexec.engine.protocol import Break, EngineBrokenError, OutputError, OutputValue, SendTimeoutError
+from cgexec.lifecycle import GraphEvent
 
 
 def test_what_was_read_stays_with_its_execution_over_waits_that_ran_out() -> None:
@@ -156,6 +157,40 @@ def test_a_graph_is_broken_as_soon_as_its_engine_is() -> None:
     graph.recover(engine)
     assert graph.core.state is GraphState.READY
     assert graph.core.submit((2,), {}).result() == [2, 2]
+
+
+class Looked(Script):
+    """Something happens to its graph whenever somebody looks whether it is broken, which it is."""
+
+    meanwhile: Any = None
+
+    @property
+    def broken(self) -> bool:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return True
+
+    @broken.setter
+    def broken(self, _: bool) -> None: ...
+
+
+@pytest.mark.parametrize("state", [GraphState.CLOSED, GraphState.READY])
+def test_a_graph_that_is_closed_or_rebuilt_as_it_is_looked_at_is_not_broken(state: GraphState) -> None:
+    engine = Looked()
+    core = Graph(engine).core
+
+    def meanwhile() -> None:
+        if state is GraphState.CLOSED:
+            core.close()
+        else:
+            core.happened(GraphEvent.REBUILD, "on request")
+            core.break_off(engine, Break((), CLOSED))  # type: ignore[arg-type]
+            core.open(Script(), MEMBERS)  # type: ignore[arg-type]
+
+    assert core.state is GraphState.BROKEN
+    engine.meanwhile = meanwhile
+    assert core.state is state
 
 
 def test_what_was_sent_in_part_at_a_break_is_lost_and_not_sent_again() -> None:
